@@ -1,3 +1,82 @@
-"""The intrinsic rank of weight updates."""
+"""The intrinsic rank of weight updates: rank, subspace similarity, and chance beside both.
+
+>>> import rankscope as rs
+>>> rs.DenseUpdate.__name__
+'DenseUpdate'
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from rankscope.analysis.info import info as info
+    from rankscope.analysis.rank import rank as rank
+    from rankscope.analysis.similarity import similarity as similarity
+    from rankscope.analysis.spectrum import spectrum as spectrum
+    from rankscope.errors import RankscopeError as RankscopeError
+    from rankscope.io.sources import open_updates as open_updates
+    from rankscope.io.updateset import UpdateSet as UpdateSet
+    from rankscope.plots import figure_rank as figure_rank
+    from rankscope.plots import figure_similarity as figure_similarity
+    from rankscope.plots import figure_spectrum as figure_spectrum
+    from rankscope.plots import plot_rank as plot_rank
+    from rankscope.plots import plot_similarity as plot_similarity
+    from rankscope.plots import plot_spectrum as plot_spectrum
+    from rankscope.plots import theme as theme
+    from rankscope.spectra import Auto as Auto
+    from rankscope.spectra import Exact as Exact
+    from rankscope.spectra import Gram as Gram
+    from rankscope.spectra import Spectrum as Spectrum
+    from rankscope.spectra import svd as svd
+    from rankscope.training import TrainingConfig as TrainingConfig
+    from rankscope.training import train as train
+    from rankscope.updates import DenseUpdate as DenseUpdate
+    from rankscope.updates import FactoredUpdate as FactoredUpdate
+    from rankscope.updates import Update as Update
+
+# Public name -> the module that owns it: imported when first used, so that
+# `import rankscope` costs nothing.
+_HOMES = {
+    "Auto": "spectra",
+    "DenseUpdate": "updates",
+    "Exact": "spectra",
+    "FactoredUpdate": "updates",
+    "Gram": "spectra",
+    "RankscopeError": "errors",
+    "Spectrum": "spectra",
+    "TrainingConfig": "training",
+    "Update": "updates",
+    "UpdateSet": "io.updateset",
+    "figure_rank": "plots",
+    "figure_similarity": "plots",
+    "figure_spectrum": "plots",
+    "info": "analysis.info",
+    "open_updates": "io.sources",
+    "plot_rank": "plots",
+    "plot_similarity": "plots",
+    "plot_spectrum": "plots",
+    "rank": "analysis.rank",
+    "similarity": "analysis.similarity",
+    "spectrum": "analysis.spectrum",
+    "svd": "spectra",
+    "theme": "plots",
+    "train": "training",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rankscope' has no attribute {name!r}")
+    value: object = getattr(import_module(f"rankscope.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["AdapterError", "OutputError", "RankscopeError", "SourceError", "UpdateError", "os_reason"]
+__all__ = [
+    "AdapterError",
+    "OutputError",
+    "RankscopeError",
+    "SourceError",
+    "UpdateError",
+    "os_reason",
+]
 
 
 class RankscopeError(Exception):
@@ -47,6 +54,16 @@ class RankscopeError(Exception):
             f"  fix: {self.fix}",
         )
         return "\n".join(lines)
+
+    def parts(self) -> dict[str, str]:
+        """Return the five parts, as they stand beside the rows in a JSON result."""
+        return {
+            "what": self.what,
+            "where": self.where,
+            "expected": self.expected,
+            "got": self.got,
+            "fix": self.fix,
+        }
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default pickling between processes.

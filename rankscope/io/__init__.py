@@ -1,1 +1,1 @@
-"""."""
+"""Sources to updates and back: files, folders, state dicts and live models."""

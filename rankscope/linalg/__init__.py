@@ -1,1 +1,1 @@
-"""."""
+"""Linear algebra and random-matrix baselines on plain tensors and arrays."""

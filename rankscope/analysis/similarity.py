@@ -1,0 +1,354 @@
+"""φ(i, j) of every module that two sources share, beside what chance gives."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from rankscope.analysis.engine import map_modules, resolve_device
+from rankscope.analysis.selection import opened, short_name
+from rankscope.errors import SourceError, UpdateError
+from rankscope.io.sources import Source
+from rankscope.io.updateset import UpdateSet
+from rankscope.linalg.chance import (
+    adjusted_p_values,
+    cosine_edge,
+    expected_overlap,
+    overlap_p_value,
+    overlap_sd,
+    random_subspace,
+)
+from rankscope.measures.similarity import (
+    ambiguous_cuts,
+    phi_grid,
+    principal_cosines,
+    shared_directions,
+)
+from rankscope.results import SimilarityResult, provenance
+from rankscope.spectra import svd
+from rankscope.updates import DenseUpdate, FactoredUpdate, Update
+
+__all__ = ["similarity"]
+
+Side = Literal["left", "right"]
+SIDES: dict[str, tuple[Side, ...]] = {
+    "both": ("right", "left"),
+    "right": ("right",),
+    "left": ("left",),
+}
+DENSE_LIMIT = 64
+
+
+@dataclass(frozen=True)
+class _Options:
+    sides: tuple[Side, ...]
+    vectors: str
+    max_i: int | None
+    max_j: int | None
+    seed: int
+    device: str
+
+
+@dataclass(frozen=True)
+class _Directions:
+    """The directions of one update on one side, strongest first, and their singular values."""
+
+    basis: Tensor
+    values: Tensor
+
+    @property
+    def count(self) -> int:
+        return self.basis.shape[1]
+
+
+def similarity(
+    a: Source | UpdateSet,
+    b: Source | UpdateSet,
+    *,
+    base: Source | None = None,
+    side: Literal["right", "left", "both"] = "both",
+    vectors: Literal["delta", "factor"] = "delta",
+    max_i: int | None = None,
+    max_j: int | None = None,
+    alpha: float | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: bool = False,
+) -> SimilarityResult:
+    r"""Compare the directions of two sources, module by module.
+
+    For every module that both update, :math:`\phi(i, j) = \|U_i^\top V_j\|_F^2 / \min(i, j)`
+    of the first i directions of A and the first j of B, for all i and j, beside the level,
+    spread and p-value that independent random subspaces give.
+
+    Parameters
+    ----------
+    a, b : path, state dict, module or UpdateSet
+        What to compare. A selection compares only its own modules.
+    base : path, state dict or module, optional
+        Serves whichever of the two is a full checkpoint.
+    side : {"right", "left", "both"}
+        Right is the input side (the paper's), left the output side.
+    vectors : {"delta", "factor"}
+        ``delta`` takes the singular vectors of ΔW, the same for every way to factor it;
+        ``factor`` those of A alone (right) or B alone (left), as the LoRA paper did.
+    max_i, max_j : int, optional
+        The most directions of A and of B; 64 for a dense update unless given, otherwise all.
+    alpha : float, optional
+        LoRA's alpha, for files that do not say it. Similarity does not depend on it.
+    seed : int
+        Of the random control and of the Monte Carlo p-values in tiny dimensions.
+    device : str
+        ``cpu``, ``cuda``, ``cuda:n`` or ``auto``; the arithmetic is float64 everywhere.
+    progress : bool
+        Show a bar on a terminal.
+
+    Returns
+    -------
+    SimilarityResult
+        A row per module and side: `phi` (rank_a, rank_b), `phi_first` with `p_first`,
+        `phi_full` with `chance_full`, `chance_sd`, `z_full`, `p_full` and `p_adjusted`
+        (Benjamini-Hochberg over the modules of the side), the principal `cosines` and how
+        many of them lie above `shared_edge`, the 99.9 % chance quantile of the largest one.
+        An update that is all zero has rank 0 and undefined numbers.
+
+    Raises
+    ------
+    SourceError
+        If a source cannot be read or no module is shared.
+    UpdateError
+        If no shared module could be measured, or an option is out of range.
+
+    References
+    ----------
+    .. [1] E. Hu et al., "LoRA: Low-rank adaptation of large language models", 2021,
+       section 7.2. arXiv:2106.09685
+
+    Examples
+    --------
+    >>> import rankscope as rs
+    >>> one = {"h.0.q.lora_A.weight": torch.eye(9)[:1], "h.0.q.lora_B.weight": torch.ones(9, 1)}
+    >>> two = {**one, "h.0.q.lora_A.weight": torch.eye(9)[1:2]}
+    >>> rs.similarity(one, two).table[["side", "phi_full"]].values.tolist()
+    [['right', 0.0], ['left', 1.0]]
+    """
+    options = _Options(
+        _choice("side", side, SIDES),
+        _choice("vectors", vectors, {"delta": "delta", "factor": "factor"}),
+        _at_least_one("max_i", max_i),
+        _at_least_one("max_j", max_j),
+        seed,
+        resolve_device(device),
+    )
+    set_a, set_b = opened(a, base, alpha), opened(b, base, alpha)
+    shared = _shared(set_a, set_b)
+    rows, failures = map_modules(
+        shared, lambda module: _rows(module, set_a, set_b, options), progress=progress
+    )
+    table = _table(rows)
+    return SimilarityResult(
+        table=table,
+        provenance=provenance(
+            "similarity",
+            {"a": list(set_a.inputs), "b": list(set_b.inputs)},
+            {
+                "side": side,
+                "vectors": vectors,
+                "max_i": max_i,
+                "max_j": max_j,
+                "alpha": alpha,
+                "seed": seed,
+            },
+            options.device,
+        ),
+        notes=tuple(_notes(set_a, set_b, table)),
+        failures=tuple(failures),
+        names=(short_name(set_a), short_name(set_b)),
+        unmatched_a=tuple(name for name in set_a.names if name not in set_b),
+        unmatched_b=tuple(name for name in set_b.names if name not in set_a),
+        random=_random_control(table, seed),
+    )
+
+
+def _shared(a: UpdateSet, b: UpdateSet) -> list[str]:
+    theirs = set(b.names)
+    shared = [name for name in a.names if name in theirs]
+    if not shared:
+        raise SourceError(
+            "the two sources have no module in common",
+            where=f"{a.source} and {b.source}",
+            expected="updates of the same modules of one model",
+            got=f"{', '.join(a.names[:2])} … and {', '.join(b.names[:2])} …",
+            fix="look at both with rankscope info --modules",
+        )
+    return shared
+
+
+def _rows(module: str, a: UpdateSet, b: UpdateSet, options: _Options) -> list[dict[str, Any]]:
+    site = a.site(module)
+    updates = [s[module].to(options.device) for s in (a, b)]
+    _check_shapes(module, updates, options)
+    one, two = (
+        _directions(update, options, limit)
+        for update, limit in zip(updates, (options.max_i, options.max_j), strict=True)
+    )
+    named = {"module": module, "layer": site.layer, "kind": site.kind}
+    return [named | _compare(side, one[side], two[side], options.seed) for side in options.sides]
+
+
+def _directions(update: Update, options: _Options, limit: int | None) -> dict[Side, _Directions]:
+    if limit is None and isinstance(update, DenseUpdate):
+        limit = DENSE_LIMIT
+    right = left = update
+    if options.vectors == "factor":
+        if not isinstance(update, FactoredUpdate):
+            raise UpdateError(
+                "a dense update has no factors",
+                where="--vectors factor",
+                expected="two adapters",
+                got=f"a dense update of shape {update.shape}",
+                fix="use --vectors delta",
+            )
+        left, right = DenseUpdate(update.up), DenseUpdate(update.down)
+    spectra = {"right": svd(right)}
+    spectra["left"] = spectra["right"] if left is right else svd(left)
+    found: dict[Side, _Directions] = {}
+    for side in options.sides:
+        spectrum = spectra[side]
+        basis = spectrum.right if side == "right" else spectrum.left
+        count = min(spectrum.directions, limit or spectrum.directions)
+        assert basis is not None  # svd() was asked for vectors
+        found[side] = _Directions(basis[:, :count], spectrum.values)
+    return found
+
+
+def _compare(side: Side, a: _Directions, b: _Directions, seed: int) -> dict[str, Any]:
+    i, j, d = a.count, b.count, a.basis.shape[0]
+    overlap = a.basis.T @ b.basis
+    phi, cosines = phi_grid(overlap).numpy(), principal_cosines(overlap)
+    row = {
+        "side": side,
+        "dimension": d,
+        "rank_a": i,
+        "rank_b": j,
+        "phi": phi,
+        "cosines": cosines.numpy(),
+        "ambiguous_a": [cut for cut in ambiguous_cuts(a.values) if cut <= i],
+        "ambiguous_b": [cut for cut in ambiguous_cuts(b.values) if cut <= j],
+    }
+    if not i or not j:
+        return row
+    first, full = float(phi[0, 0]), float(phi[-1, -1])
+    expected, sd = float(expected_overlap(i, j, d)), float(overlap_sd(i, j, d))
+    edge = cosine_edge(i, j, d)
+    return row | {
+        "phi_first": first,
+        "p_first": overlap_p_value(first, 1, 1, d, seed=seed),
+        "phi_full": full,
+        "chance_full": expected,
+        "chance_sd": sd,
+        "z_full": (full - expected) / sd if sd else math.nan,
+        "p_full": overlap_p_value(full, i, j, d, seed=seed),
+        "shared_directions": shared_directions(cosines, edge),
+        "shared_edge": edge,
+    }
+
+
+_COLUMNS = {
+    "module": "str",
+    "layer": "Int64",
+    "kind": "str",
+    "side": "str",
+    "dimension": "int64",
+    "rank_a": "int64",
+    "rank_b": "int64",
+    "phi": "object",
+    "phi_first": "float64",
+    "p_first": "float64",
+    "phi_full": "float64",
+    "chance_full": "float64",
+    "chance_sd": "float64",
+    "z_full": "float64",
+    "p_full": "float64",
+    "p_adjusted": "float64",
+    "shared_directions": "Int64",
+    "shared_edge": "float64",
+    "cosines": "object",
+    "ambiguous_a": "object",
+    "ambiguous_b": "object",
+}
+
+
+def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
+    for _, group in table.groupby("side"):
+        table.loc[group.index, "p_adjusted"] = adjusted_p_values(group.p_full.to_numpy())
+    return table
+
+
+def _random_control(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Draw φ of two independent random subspaces once for every size in the table."""
+    sizes = table[(table.rank_a > 0) & (table.rank_b > 0)]
+    sizes = sizes[["side", "dimension", "rank_a", "rank_b"]].drop_duplicates()
+    grids = []
+    for number, (d, i, j) in enumerate(sizes[["dimension", "rank_a", "rank_b"]].to_numpy()):
+        rng = np.random.default_rng([seed, number])
+        one, two = (random_subspace(int(d), int(k), rng) for k in (i, j))
+        grids.append(phi_grid(torch.from_numpy(one.T @ two)).numpy())
+    return sizes.assign(phi=pd.Series(grids, index=sizes.index, dtype=object)).reset_index(
+        drop=True
+    )
+
+
+def _notes(a: UpdateSet, b: UpdateSet, table: pd.DataFrame) -> list[str]:
+    notes = [f"{short_name(s)}: {note}" for s in (a, b) for note in s.notes]
+    for updates, column in ((a, "rank_a"), (b, "rank_b")):
+        zero = table[table[column] == 0].module.unique()
+        if len(zero):
+            notes.append(
+                f"{short_name(updates)}: {len(zero)} updates are all zero (untrained), "
+                f"their similarity is undefined: {', '.join(zero[:3])}"
+            )
+    return list(dict.fromkeys(notes))
+
+
+def _check_shapes(module: str, updates: list[Update], options: _Options) -> None:
+    (out_a, in_a), (out_b, in_b) = (update.shape for update in updates)
+    if ("right" in options.sides and in_a != in_b) or ("left" in options.sides and out_a != out_b):
+        raise UpdateError(
+            "the two updates have different shapes",
+            where=module,
+            expected=f"({out_a}, {in_a}) as in A",
+            got=f"({out_b}, {in_b}) in B",
+            fix="compare adapters of one model, or one side only with --side",
+        )
+
+
+def _choice(name: str, value: str, choices: dict[str, Any]) -> Any:
+    if value not in choices:
+        raise UpdateError(
+            f"unknown {name}",
+            where=f"similarity({name}=…)",
+            expected=f"one of {', '.join(choices)}",
+            got=repr(value),
+            fix="choose one of them",
+        )
+    return choices[value]
+
+
+def _at_least_one(name: str, value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise UpdateError(
+            "no direction was asked for",
+            where=f"similarity({name}=…)",
+            expected="a number of at least 1",
+            got=str(value),
+            fix="leave it out for all directions",
+        )
+    return value

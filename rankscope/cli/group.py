@@ -1,0 +1,66 @@
+"""The group of commands: loaded when called, and what their failures become."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from rankscope import __version__
+from rankscope.errors import RankscopeError
+
+__all__ = ["INTERRUPTED", "PARTLY_DONE", "cli"]
+
+FAILED, PARTLY_DONE, INTERRUPTED = 1, 3, 130
+
+# Each command is the attribute `command` of a module of its own name in this package; the
+# line is its help, so that the list of commands loads none of them.
+_COMMANDS = {
+    "info": "Say what is in a file: format, modules, ranks, scale, base.",
+    "similarity": "Compare the directions of two sources, beside chance.",
+    "rank": "Measure the rank of every update, by every definition.",
+    "spectrum": "List the singular values of every update.",
+    "train": "Train a small model, or adapt it with LoRA or in full.",
+}
+
+
+class _LazyGroup(click.Group):
+    """A group that imports a command when it is called, and turns errors into exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = import_module(f"rankscope.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(INTERRUPTED)
+        except RankscopeError as error:
+            if ctx.meta.get("debug"):
+                raise
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(FAILED)
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="rankscope")
+def cli() -> None:
+    """Measure the intrinsic rank of weight updates.
+
+    rankscope reads LoRA adapters and fully fine-tuned checkpoints, and says how low their rank
+    is and which directions they share, with a chance level beside every number.
+
+    Example: rankscope similarity data/sql-r8-seed0 data/sql-r64-seed0
+    """

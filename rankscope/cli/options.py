@@ -1,0 +1,145 @@
+"""Options that several commands share, and what they mean in Python."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from rankscope.errors import SourceError
+
+if TYPE_CHECKING:
+    from rankscope.io.updateset import UpdateSet
+
+__all__ = ["Selection", "base_options", "output_options", "run_options", "selection_options"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which modules of a source are measured, and whether leftovers are an error."""
+
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    layer: frozenset[int] | None
+    kind: frozenset[str] | None
+    strict: bool
+
+    def open(self, source: str, base: str | None, alpha: float | None) -> UpdateSet:
+        """Open a source and return the selected part of it."""
+        from rankscope.io.sources import open_updates
+
+        updates = open_updates(source, base, alpha=alpha)
+        if self.strict and updates.unread:
+            raise SourceError(
+                "the source holds tensors that are no update or are not understood",
+                where=updates.source,
+                expected="updates only, as --strict asks",
+                got=f"{len(updates.unread)} others, such as {updates.unread[0]!r}",
+                fix="look at them with rankscope info --json, or leave out --strict",
+            )
+        return self.of(updates)
+
+    def of(self, updates: UpdateSet) -> UpdateSet:
+        """Return the selected part of an open set."""
+        chosen = updates.select(kind=self.kind, layer=self.layer)
+        keep = [name for name in chosen.names if self._wants(name)]
+        return chosen.select(names=keep)
+
+    def _wants(self, name: str) -> bool:
+        included = not self.include or any(fnmatch.fnmatchcase(name, p) for p in self.include)
+        return included and not any(fnmatch.fnmatchcase(name, p) for p in self.exclude)
+
+
+def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+class _Layers(click.ParamType):  # type: ignore[type-arg]
+    """Block numbers: 3, 8-15 or 0,4,8-11."""
+
+    name = "LAYERS"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> frozenset[int]:
+        if isinstance(value, frozenset):
+            return value
+        numbers: set[int] = set()
+        for part in value.split(","):
+            match = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?\s*", part)
+            if match is None or int(match[2] or match[1]) < int(match[1]):
+                self.fail(f"{value!r} is not a list of blocks such as 3, 8-15 or 0,4,8-11")
+            numbers.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+        return frozenset(numbers)
+
+
+class _Kinds(click.ParamType):  # type: ignore[type-arg]
+    """Kinds of weight: q or q,v."""
+
+    name = "KINDS"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> frozenset[str]:
+        from rankscope.io.names import KINDS
+
+        kinds = frozenset(part.strip() for part in value.split(","))
+        if not kinds <= set(KINDS):
+            self.fail(f"{value!r} holds an unknown kind; known are {', '.join(KINDS)}")
+        return kinds
+
+
+def _remember_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.meta["debug"] = value
+
+
+base_options = _stack(
+    click.option("--base", metavar="W", help="Base weights: a file or folder."),
+    click.option("--alpha", type=float, help="LoRA's alpha, for files that do not say it."),
+)
+
+_selection = _stack(
+    click.option("--include", multiple=True, metavar="GLOB", help="Only modules of this name."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="No modules of this name."),
+    click.option("--layer", type=_Layers(), help="Only these blocks: 3, 8-15 or 0,4,8-11."),
+    click.option("--kind", type=_Kinds(), help="Only these kinds of weight: q or q,v."),
+    click.option("--strict", is_flag=True, help="Tensors or modules left over are an error."),
+)
+
+
+def selection_options(function: F) -> F:
+    """Add the selection options; the function receives them as one `selection`."""
+
+    def gather(
+        *args: Any, include: Any, exclude: Any, layer: Any, kind: Any, strict: bool, **rest: Any
+    ) -> Any:
+        return function(*args, selection=Selection(include, exclude, layer, kind, strict), **rest)
+
+    gather.__doc__, gather.__name__ = function.__doc__, function.__name__
+    gather.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+    decorated: F = _selection(gather)  # type: ignore[assignment]
+    return decorated
+
+
+run_options = _stack(
+    click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:n]|auto",
+                 help="Where to compute; float64 everywhere."),
+    click.option("--threads", type=click.IntRange(1), help="Threads of the linear algebra."),
+)  # fmt: skip
+
+output_options = _stack(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+    click.option("-o", "--output", "outputs", multiple=True, metavar="FILE",
+                 help="Also write FILE: .json .csv .parquet .tex .md .svg .pdf .png; repeatable."),
+    click.option("-q", "--quiet", is_flag=True, help="Print no table and no progress."),
+    click.option("-v", "--verbose", is_flag=True, help="Print every note."),
+    click.option("--debug", is_flag=True, expose_value=False, callback=_remember_debug,
+                 is_eager=True, help="Show the traceback of an error."),
+)  # fmt: skip

@@ -1,0 +1,67 @@
+"""What a command prints and writes: data on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from rankscope.cli.group import PARTLY_DONE
+
+if TYPE_CHECKING:
+    from rankscope.results import Result
+
+__all__ = ["check_outputs", "deliver", "set_threads"]
+
+_NOTES = 3
+
+
+def check_outputs(outputs: Iterable[str]) -> None:
+    """Refuse an unknown suffix before the work and not after it."""
+    from rankscope.results import FIGURE_SUFFIXES, TABLE_SUFFIXES, unknown_suffix
+
+    for output in outputs:
+        if Path(output).suffix.lower() not in TABLE_SUFFIXES + FIGURE_SUFFIXES:
+            raise unknown_suffix(Path(output))
+
+
+def set_threads(threads: int | None) -> None:
+    """Set the threads of the linear algebra, if a number was given."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def deliver(
+    result: Result, *, as_json: bool, outputs: Iterable[str], quiet: bool, verbose: bool
+) -> None:
+    """Write the files, print the table or the JSON object, report notes, and exit.
+
+    Exits with 3 where some updates could not be measured.
+    """
+    for output in outputs:
+        result.save(output)
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), allow_nan=False))
+    elif not quiet:
+        click.echo(result.to_text())
+    if not quiet:
+        _print_notes(result, verbose)
+    for failure in result.failures:
+        parts = (f"  {part}: {failure[part]}" for part in ("where", "expected", "got", "fix"))
+        click.echo("\n".join([f"Error: {failure['module']}: {failure['what']}", *parts]), err=True)
+    if result.failures:
+        sys.exit(PARTLY_DONE)
+
+
+def _print_notes(result: Result, verbose: bool) -> None:
+    shown = result.notes if verbose else result.notes[:_NOTES]
+    for note in shown:
+        click.echo(f"note: {note}", err=True)
+    if len(result.notes) > len(shown):
+        click.echo(f"note: {len(result.notes) - len(shown)} more with -v", err=True)

@@ -1,0 +1,58 @@
+"""What is already in memory: state dicts, modules, live PEFT models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from rankscope.errors import SourceError
+from rankscope.io.tensors import StateDict, TensorStore
+
+__all__ = ["store_of"]
+
+
+def store_of(source: object) -> tuple[TensorStore, dict[str, Any] | None]:
+    """Return the tensors of an object in memory, and its adapter's configuration if it has one.
+
+    Parameters
+    ----------
+    source : mapping of tensors, torch.nn.Module, or live PEFT model
+        A PEFT model is known by its ``peft_config``; PEFT itself is not imported.
+
+    Raises
+    ------
+    SourceError
+        If it is anything else, or a PEFT model with several adapters.
+    """
+    if isinstance(source, nn.Module):
+        label = f"<{type(source).__name__}>"
+        return StateDict(source.state_dict(), label), _live_config(source, label)
+    if isinstance(source, Mapping) and all(isinstance(v, Tensor) for v in source.values()):
+        return StateDict(source, "<state dict>"), None
+    raise SourceError(
+        "this kind of source is not understood",
+        where="open_updates(source)",
+        expected="a path, a state dict of tensors, or a torch module",
+        got=type(source).__name__,
+        fix="pass model.state_dict(), the module, or the path of a file or folder",
+    )
+
+
+def _live_config(model: nn.Module, label: str) -> dict[str, Any] | None:
+    configs = getattr(model, "peft_config", None)
+    if not isinstance(configs, Mapping) or not configs:
+        return None
+    if len(configs) > 1:
+        raise SourceError(
+            "the model carries several adapters",
+            where=label,
+            expected="one adapter",
+            got=", ".join(map(str, configs)),
+            fix="keep one with model.delete_adapter(name), or save the one you mean",
+        )
+    config = next(iter(configs.values()))
+    content: dict[str, Any] = dict(config.to_dict())
+    content["peft_type"] = getattr(content.get("peft_type"), "value", content.get("peft_type"))
+    return content

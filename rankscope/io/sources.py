@@ -1,0 +1,232 @@
+"""Opening a source: which file is meant, what it holds, and the updates in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from rankscope.errors import AdapterError, SourceError, os_reason
+from rankscope.io.adapters import FAMILIES
+from rankscope.io.adapters.family import Family, Reading
+from rankscope.io.memory import store_of
+from rankscope.io.names import natural_key
+from rankscope.io.pairs import read_checkpoint, read_pair
+from rankscope.io.tensors import TensorStore, open_store
+from rankscope.io.updateset import UpdateSet
+
+__all__ = ["Opened", "Source", "open_source", "open_updates", "open_weights"]
+
+Source = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
+
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+# What trainers leave beside a model; none of it holds weights.
+_NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", "resume")
+_CONFIG_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source whose header has been read: its tensors, its configuration, its family."""
+
+    store: TensorStore
+    config: dict[str, Any] | None
+    family: Family | None
+
+    @property
+    def label(self) -> str:
+        """Where it lies."""
+        return self.store.label
+
+
+def open_source(source: Source) -> Opened:
+    """Return the tensors of a source and what family of adapters they are, if any.
+
+    Raises
+    ------
+    SourceError, AdapterError
+        If it cannot be read.
+    """
+    if isinstance(source, str | os.PathLike):
+        path = _locate(source)
+        store: TensorStore = open_store(path)
+        config = _read_config(path.parent / "adapter_config.json")
+    else:
+        store, config = store_of(source)
+    family = next((f for f in FAMILIES if f.recognises(store.tensors)), None)
+    return Opened(store, config, family)
+
+
+def open_updates(
+    source: Source | UpdateSet, base: Source | None = None, *, alpha: float | None = None
+) -> UpdateSet:
+    """Open the weight updates of a source; headers are read now, numbers when asked.
+
+    Parameters
+    ----------
+    source : path, state dict, module, PEFT model or UpdateSet
+        A file or a folder with one adapter or checkpoint, or what is in memory. An
+        `UpdateSet` is returned as it is.
+    base : path, state dict or module, optional
+        The base weights. Needed for a fully fine-tuned checkpoint, whose update is the
+        difference; for an adapter it serves ``weight()`` and relative norms. A live PEFT
+        model is its own base.
+    alpha : float, optional
+        LoRA's alpha, for files that do not say it; overrides what they say.
+
+    Returns
+    -------
+    UpdateSet
+
+    Raises
+    ------
+    SourceError
+        If a file is missing, damaged or of another kind, or a checkpoint lacks its base.
+    AdapterError
+        If an adapter contradicts itself.
+
+    Examples
+    --------
+    >>> import torch
+    >>> base = {"h.0.q.weight": torch.zeros(2, 2)}
+    >>> tuned = {"h.0.q.weight": torch.eye(2)}
+    >>> open_updates(tuned, base)["h.0.q"].norm() ** 2
+    2.0000000000000004
+    """
+    if isinstance(source, UpdateSet):
+        return source
+    opened = open_source(source)
+    base_store = _base_store(opened, base)
+    if opened.family is not None:
+        return _update_set(
+            opened, opened.family.read(opened.store, opened.config, alpha), base_store
+        )
+    if base_store is not None:
+        return _update_set(opened, read_pair(opened.store, base_store), base_store)
+    raise SourceError(
+        "a full checkpoint has no update without its base",
+        where=opened.label,
+        expected="an adapter, or a checkpoint and its base",
+        got=_shown(opened.store),
+        fix="give the weights it was tuned from: --base, or base= in Python",
+    )
+
+
+def open_weights(source: Source) -> UpdateSet:
+    """Open the matrices of a checkpoint as if each were an update: W itself in place of ΔW.
+
+    Raises
+    ------
+    SourceError
+        If the source cannot be read.
+    """
+    opened = open_source(source)
+    return _update_set(opened, read_checkpoint(opened.store), None)
+
+
+def _update_set(opened: Opened, reading: Reading, base: TensorStore | None) -> UpdateSet:
+    stores = [opened.store] if base in (None, opened.store) else [opened.store, base]
+    return UpdateSet(
+        source=opened.label,
+        format=reading.format,
+        sites=reading.sites,
+        base=base,
+        inputs=tuple(store.provenance for store in stores if store is not None),
+        unread=reading.unread,
+        notes=reading.notes,
+        config=opened.config or {},
+    )
+
+
+def _base_store(opened: Opened, base: Source | None) -> TensorStore | None:
+    if base is not None:
+        return open_source(base).store
+    own = opened.family is not None and any(
+        name.endswith(".base_layer.weight") for name in opened.store.tensors
+    )
+    return opened.store if own else None
+
+
+def _shown(store: TensorStore) -> str:
+    names = list(store.tensors)
+    return f"{len(names)} tensors such as {', '.join(names[:3])}"
+
+
+def _locate(source: str | os.PathLike[str]) -> Path:
+    """Return the one file of tensors that a path means."""
+    text = os.fspath(source)
+    if text.startswith("hf://"):
+        raise SourceError(
+            "hub addresses are not read yet",
+            where=text,
+            expected="a local file or folder",
+            got="an hf:// address",
+            fix="download it with huggingface-cli download, then name the folder",
+        )
+    path = Path(text).expanduser()
+    try:
+        if not path.is_dir():
+            return path  # opening it says what is wrong, if anything is
+        found = sorted(
+            (p for p in path.iterdir() if _holds_weights(p)), key=lambda p: natural_key(p.name)
+        )
+    except OSError as error:
+        raise SourceError(
+            "cannot look into the folder",
+            where=str(path),
+            expected="a folder that can be listed",
+            got=os_reason(error),
+            fix="check its permissions",
+        ) from error
+    # The same tensors in two containers: the safe one is meant.
+    found = [p for p in found if p.suffix == ".safetensors"] or found
+    if len(found) == 1:
+        return found[0]
+    raise _not_one(path, found)
+
+
+def _holds_weights(path: Path) -> bool:
+    return (
+        path.is_file()
+        and path.suffix in _SUFFIXES
+        and not path.name.startswith((".", *_NOT_WEIGHTS))
+    )
+
+
+def _not_one(folder: Path, found: list[Path]) -> SourceError:
+    if not found:
+        inside = sorted({p.parent for s in _SUFFIXES[:2] for p in folder.glob(f"*/*{s}")})
+        found = [p for p in inside if any(_holds_weights(q) for q in p.iterdir())]
+    names = ", ".join(p.name for p in found[:6]) + (" …" if len(found) > 6 else "")
+    return SourceError(
+        "the folder holds no single adapter or checkpoint",
+        where=str(folder),
+        expected="exactly one file of tensors (.safetensors, .bin, .pt, .pth)",
+        got=f"{len(found)}: {names}" if found else "none",
+        fix="name the one you mean" if found else "name the folder of an adapter or checkpoint",
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any] | None:
+    try:
+        if not path.is_file():
+            return None
+        if path.stat().st_size > _CONFIG_BYTES:
+            raise ValueError("more than a megabyte")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"a JSON {type(content).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterError(
+            "adapter_config.json cannot be used",
+            where=str(path),
+            expected="a JSON object of at most a megabyte",
+            got=os_reason(error) if isinstance(error, OSError) else str(error),
+            fix="correct it, or remove it and give the scale with --alpha",
+        ) from error
+    return content

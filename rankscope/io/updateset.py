@@ -1,0 +1,333 @@
+"""UpdateSet: the updates of one source, named and described, their numbers still on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rankscope.errors import SourceError, UpdateError
+from rankscope.io.names import base_candidates, kind_of, layer_of, natural_key
+from rankscope.io.tensors import TensorStore
+from rankscope.updates import DenseUpdate, FactoredUpdate, Update
+
+__all__ = ["Difference", "Factors", "Site", "Stored", "UpdateSet"]
+
+
+class Recipe(Protocol):
+    """How one update is read from its tensors."""
+
+    def build(self) -> Update:
+        """Read the tensors and return the update."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Two stored factors, ``scale * up @ down``; `transposed` where the product is ΔWᵀ."""
+
+    store: TensorStore
+    up: str
+    down: str
+    scale: float | None
+    transposed: bool = False
+
+    def build(self) -> FactoredUpdate:
+        """Return the factored update, at scale 1 where the file does not tell."""
+        up, down = (_finite(self.store, name) for name in (self.up, self.down))
+        update = FactoredUpdate(up, down, 1.0 if self.scale is None else self.scale)
+        return update.T if self.transposed else update
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A fine-tuned tensor less its base; `transposed` where both are stored (in, out)."""
+
+    tuned: TensorStore
+    base: TensorStore
+    name: str
+    transposed: bool = False
+
+    def build(self) -> DenseUpdate:
+        """Return the dense update; the difference of float32 numbers is exact in float64."""
+        tuned, base = (_finite(store, self.name).double() for store in (self.tuned, self.base))
+        matrix = tuned - base
+        return DenseUpdate(matrix.T if self.transposed else matrix)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A matrix as it is stored, taken for an update of its own."""
+
+    store: TensorStore
+    name: str
+    transposed: bool = False
+
+    def build(self) -> DenseUpdate:
+        """Return the matrix, canonical (out, in)."""
+        matrix = _finite(self.store, self.name)
+        return DenseUpdate(matrix.T if self.transposed else matrix)
+
+
+def _finite(store: TensorStore, name: str) -> Tensor:
+    tensor = store.read(name)
+    broken = int((~torch.isfinite(tensor)).sum())
+    if broken:
+        raise UpdateError(
+            "a tensor holds numbers that are not finite",
+            where=f"{store.label}, tensor {name!r}",
+            expected="finite numbers",
+            got=f"{broken} NaN or infinite of {tensor.numel()}",
+            fix="train or save it again, or leave it out with --exclude",
+        )
+    return tensor
+
+
+@dataclass(frozen=True)
+class Site:
+    """One module that a source updates: what the header tells, and how to read the rest.
+
+    Attributes
+    ----------
+    module : str
+        Its name, without the prefixes of the library that saved it.
+    shape : (int, int)
+        ``(out, in)`` of ΔW.
+    rank : int or None
+        Of the factors; None for a dense update.
+    scale : float or None
+        What multiplies the product; None where the source does not tell.
+    dtype : str
+        Of the stored numbers.
+    """
+
+    module: str
+    shape: tuple[int, int]
+    rank: int | None
+    scale: float | None
+    dtype: str
+    recipe: Recipe
+
+    @property
+    def layer(self) -> int | None:
+        """The block's number in the name, from 0."""
+        return layer_of(self.module)
+
+    @property
+    def kind(self) -> str:
+        """q, k, v, o, up, gate, down, embed, head or other."""
+        return kind_of(self.module)
+
+
+@dataclass(frozen=True)
+class UpdateSet:
+    """The updates of one source, in natural order of their names; numbers are read on demand.
+
+    Iterating yields `Update` objects, ``items()`` yields ``(name, update)``; each is read
+    when it is reached and not kept. Sets made from files are picklable.
+
+    Attributes
+    ----------
+    source : str
+        Where it came from.
+    format : str
+        What was recognised: ``peft``, ``w_a/w_b``, ``pair``.
+    sites : tuple of Site
+        One per update.
+    base : TensorStore or None
+        The base weights, where there are any.
+    inputs : tuple of dict
+        Path, size and header hash of every file read.
+    unread : tuple of str
+        Tensors that are no update, or that are not understood.
+    notes : tuple of str
+        What a reader of the numbers must know.
+    config : dict
+        What the source says of itself.
+
+    Examples
+    --------
+    >>> from rankscope.io.sources import open_updates
+    >>> r = open_updates({"h.0.q.lora_A.weight": torch.ones(1, 3),
+    ...                   "h.0.q.lora_B.weight": torch.ones(2, 1)}, alpha=1)
+    >>> len(r), r.names, r["h.0.q"].shape
+    (1, ['h.0.q'], (2, 3))
+    """
+
+    source: str
+    format: str
+    sites: tuple[Site, ...]
+    base: TensorStore | None = None
+    inputs: tuple[dict[str, Any], ...] = ()
+    unread: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ordered = sorted(self.sites, key=lambda site: natural_key(site.module))
+        object.__setattr__(self, "sites", tuple(ordered))
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    def __iter__(self) -> Iterator[Update]:
+        return (site.recipe.build() for site in self.sites)
+
+    def __contains__(self, name: object) -> bool:
+        return any(site.module == name for site in self.sites)
+
+    def __getitem__(self, name: str) -> Update:
+        return self.site(name).recipe.build()
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(dict.fromkeys(site.kind for site in self.sites))
+        return f"UpdateSet({self.source!r}: {len(self)} {self.format} updates of {kinds or '-'})"
+
+    @property
+    def names(self) -> list[str]:
+        """The modules' names, in natural order."""
+        return [site.module for site in self.sites]
+
+    def items(self) -> Iterator[tuple[str, Update]]:
+        """Yield ``(name, update)`` in natural order, one read at a time."""
+        return ((site.module, site.recipe.build()) for site in self.sites)
+
+    def site(self, name: str) -> Site:
+        """Return what is known of one module without reading its numbers."""
+        for site in self.sites:
+            if site.module == name:
+                return site
+        raise SourceError(
+            "no such module",
+            where=self.source,
+            expected=f"one of {len(self)} modules, such as {', '.join(self.names[:3])}",
+            got=repr(name),
+            fix="list them with rankscope info --modules",
+        )
+
+    def select(
+        self,
+        *,
+        kind: str | Collection[str] | None = None,
+        layer: int | Collection[int] | None = None,
+        name: str | None = None,
+        names: Collection[str] | None = None,
+    ) -> UpdateSet:
+        """Return the subset that meets every condition given.
+
+        Parameters
+        ----------
+        kind : str or collection of str, optional
+            Such as ``"q"`` or ``{"q", "v"}``.
+        layer : int or collection of int, optional
+            Such as ``range(8, 16)``.
+        name : str, optional
+            A pattern with ``*`` and ``?`` that the whole name must match.
+        names : collection of str, optional
+            The modules' names themselves.
+
+        Returns
+        -------
+        UpdateSet
+            Possibly empty.
+        """
+        tests: list[Callable[[Site], bool]] = []
+        if kind is not None:
+            kinds = {kind} if isinstance(kind, str) else set(kind)
+            tests.append(lambda site: site.kind in kinds)
+        if layer is not None:
+            layers = {layer} if isinstance(layer, int) else set(layer)
+            tests.append(lambda site: site.layer in layers)
+        if name is not None:
+            tests.append(lambda site: fnmatchcase(site.module, name))
+        if names is not None:
+            wanted = set(names)
+            tests.append(lambda site: site.module in wanted)
+        return replace(self, sites=tuple(s for s in self.sites if all(t(s) for t in tests)))
+
+    def find(
+        self,
+        *,
+        kind: str | None = None,
+        layer: int | None = None,
+        name: str | None = None,
+    ) -> Update:
+        """Return the one update that meets every condition given.
+
+        Raises
+        ------
+        SourceError
+            If none does, or several do.
+        """
+        found = self.select(kind=kind, layer=layer, name=name)
+        if len(found) != 1:
+            raise SourceError(
+                "not exactly one update",
+                where=self.source,
+                expected=f"one with kind={kind}, layer={layer}, name={name}",
+                got=f"{len(found)}: {', '.join(found.names[:4]) or 'none'}",
+                fix="use more conditions, or select() for several",
+            )
+        return next(iter(found))
+
+    def weight(self, name: str) -> Tensor:
+        """Return the base weight W of a module, canonical (out, in), as it is stored.
+
+        Raises
+        ------
+        SourceError
+            If there is no base, or it lacks the module or has it in another shape.
+        """
+        site = self.site(name)
+        if self.base is None:
+            raise SourceError(
+                "no base weights to read",
+                where=self.source,
+                expected="a source opened with its base",
+                got="no base",
+                fix="pass base=… (on the command line --base)",
+            )
+        stored = _base_name(self.base, site)
+        tensor = self.base.read(stored)
+        if isinstance(site.recipe, Difference):
+            return tensor.T if site.recipe.transposed else tensor
+        if tuple(tensor.shape) == site.shape:
+            return tensor
+        if tuple(tensor.shape) == site.shape[::-1]:
+            return tensor.T
+        raise SourceError(
+            "the base weight has another shape than the update",
+            where=f"{self.base.label}, tensor {stored!r}",
+            expected=f"{site.shape}, or transposed",
+            got=str(tuple(tensor.shape)),
+            fix="pass the base that this adapter was trained on",
+        )
+
+
+def _base_name(base: TensorStore, site: Site) -> str:
+    wanted = base_candidates(site.module)
+    found = [name for name in wanted if name in base.tensors]
+    if not found:
+        # An adapter saved from an inner or outer model lacks, or has, leading segments.
+        found = [
+            name
+            for name in base.tensors
+            if layer_of(name) == site.layer and _same_path(name, wanted[0])
+        ]
+    if not found or (len(found) > 1 and found[0] not in wanted):
+        raise SourceError(
+            "the base has no weight for this module",
+            where=base.label,
+            expected=f"a tensor named {wanted[0]!r}",
+            got=f"{len(found)} tensors that could be meant, of {len(base.tensors)}",
+            fix="pass the base that this adapter was trained on",
+        )
+    return found[0]
+
+
+def _same_path(one: str, other: str) -> bool:
+    """Whether one dotted path ends with the other, segment by segment."""
+    return one.endswith(f".{other}") or other.endswith(f".{one}")

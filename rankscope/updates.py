@@ -1,0 +1,285 @@
+"""One weight update ΔW in its two forms: a product of factors, or a matrix."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from typing_extensions import override
+
+from rankscope.errors import AdapterError
+
+__all__ = ["Compressed", "DenseUpdate", "FactoredUpdate", "Update"]
+
+
+class Compressed(NamedTuple):
+    """An update as ``left @ core @ right.T`` with orthonormal `left` and `right`.
+
+    ``None`` for `left` or `right` is the identity. All in float64.
+    """
+
+    left: Float[Tensor, "out p"] | None
+    core: Float[Tensor, "p q"]
+    right: Float[Tensor, "in q"] | None
+
+
+class Update(ABC):
+    """A weight update ΔW, canonical: (out, in), as in ``y = x @ W.T``.
+
+    Closed under ``+``, ``-``, multiplication by a number and ``.T``. Everything is computed in
+    float64, whatever the stored dtype.
+    """
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """``(out, in)``."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The dtype of the stored numbers (not of the arithmetic)."""
+
+    @property
+    @abstractmethod
+    def ceiling(self) -> int:
+        """The largest rank that this form can have."""
+
+    @property
+    @abstractmethod
+    def T(self) -> Update:  # noqa: N802 - the field's name for the transpose
+        """The transpose, of shape ``(in, out)``."""
+
+    @abstractmethod
+    def matmul(self, x: Float[Tensor, "in k"]) -> Float[Tensor, "out k"]:
+        """Return ``ΔW @ x`` without forming ΔW where it is factored."""
+
+    @abstractmethod
+    def compress(self) -> Compressed:
+        """Return ``left @ core @ right.T``, the one hook that all spectra and norms use."""
+
+    @abstractmethod
+    def dense(self) -> Float[Tensor, "out in"]:
+        """Return the matrix ΔW: ``out * in`` float64 numbers."""
+
+    @abstractmethod
+    def inner(self, other: Update) -> float:
+        """Return the inner product ``sum(ΔW₁ * ΔW₂)``; no product of factors is formed."""
+
+    @abstractmethod
+    def to(self, device: str | torch.device) -> Update:
+        """Return the same update with its numbers on `device`."""
+
+    @abstractmethod
+    def __mul__(self, factor: float) -> Update: ...
+
+    @abstractmethod
+    def __add__(self, other: Update) -> Update: ...
+
+    def __rmul__(self, factor: float) -> Update:
+        return self * factor
+
+    def __neg__(self) -> Update:
+        return self * -1.0
+
+    def __sub__(self, other: Update) -> Update:
+        return self + (-other)
+
+    def norm(self) -> float:
+        """Return the Frobenius norm ``‖ΔW‖_F``; 0 for an update that is all zero.
+
+        Taken on the core, not on a Gram matrix, so that the difference of two nearly equal
+        updates keeps its digits.
+        """
+        return float(torch.linalg.vector_norm(self.compress().core))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FactoredUpdate(Update):
+    """``scale * up @ down``, never multiplied out; `down` reads the input, `up` writes.
+
+    Parameters
+    ----------
+    up : (out, r) Tensor
+        LoRA's B.
+    down : (r, in) Tensor
+        LoRA's A.
+    scale : float
+        ``alpha / r``, or whatever the trained model applies.
+
+    Raises
+    ------
+    AdapterError
+        If the factors are not matrices or their ranks differ.
+
+    Examples
+    --------
+    >>> update = FactoredUpdate(torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0, 4.0]]), 2.0)
+    >>> update.dense().tolist()
+    [[6.0, 8.0], [12.0, 16.0]]
+    >>> round(update.norm() ** 2, 9)  # 4 * (1 + 4) * (9 + 16)
+    500.0
+    """
+
+    up: Float[Tensor, "out r"]
+    down: Float[Tensor, "r in"]
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        up, down = tuple(self.up.shape), tuple(self.down.shape)
+        if len(up) != 2 or len(down) != 2 or up[1] != down[0]:
+            raise AdapterError(
+                "the two factors of an update do not fit together",
+                where="FactoredUpdate(up, down)",
+                expected="up (out, r) and down (r, in) with one r",
+                got=f"up {up} and down {down}",
+                fix="pass LoRA's B as up and A as down",
+            )
+
+    @property
+    @override
+    def shape(self) -> tuple[int, int]:
+        return self.up.shape[0], self.down.shape[1]
+
+    @property
+    @override
+    def dtype(self) -> torch.dtype:
+        return torch.promote_types(self.up.dtype, self.down.dtype)
+
+    @property
+    @override
+    def ceiling(self) -> int:
+        return min(*self.shape, self.up.shape[1])
+
+    @property
+    @override
+    def T(self) -> FactoredUpdate:
+        return FactoredUpdate(self.down.T, self.up.T, self.scale)
+
+    @override
+    def matmul(self, x: Float[Tensor, "in k"]) -> Float[Tensor, "out k"]:
+        return self.scale * (self.up.double() @ (self.down.double() @ x.double()))
+
+    @override
+    def compress(self) -> Compressed:
+        up, down = self.up.double(), self.down.double()
+        # Strongest term first: the SVD of a core graded downwards keeps every digit of its
+        # small singular values, in any other order only those above eps * the largest.
+        weight = torch.linalg.vector_norm(up, dim=0) * torch.linalg.vector_norm(down, dim=1)
+        order = weight.argsort(descending=True, stable=True)
+        # QR, not a Gram matrix: squaring would lose all that lies below sqrt(eps).
+        left, upper = torch.linalg.qr(up[:, order])
+        right, lower = torch.linalg.qr(down[order].T)
+        return Compressed(left, self.scale * (upper @ lower.T), right)
+
+    @override
+    def dense(self) -> Float[Tensor, "out in"]:
+        return self.scale * (self.up.double() @ self.down.double())
+
+    @override
+    def inner(self, other: Update) -> float:
+        product = other.matmul(self.down.double().T) * self.up.double()
+        return self.scale * product.sum().item()
+
+    @override
+    def to(self, device: str | torch.device) -> FactoredUpdate:
+        return FactoredUpdate(self.up.to(device), self.down.to(device), self.scale)
+
+    @override
+    def __mul__(self, factor: float) -> FactoredUpdate:
+        return FactoredUpdate(self.up, self.down, self.scale * factor)
+
+    @override
+    def __add__(self, other: Update) -> Update:
+        if not isinstance(other, FactoredUpdate):
+            return other + self
+        up = torch.cat([self.scale * self.up.double(), other.scale * other.up.double()], dim=1)
+        return FactoredUpdate(up, torch.cat([self.down.double(), other.down.double()]))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class DenseUpdate(Update):
+    """A weight update that is known as a matrix, for instance fine-tuned minus base.
+
+    Parameters
+    ----------
+    matrix : (out, in) Tensor
+
+    Raises
+    ------
+    AdapterError
+        If it is not a matrix.
+
+    Examples
+    --------
+    >>> (DenseUpdate(torch.eye(4)) * 3).norm()
+    6.0
+    """
+
+    matrix: Float[Tensor, "out in"]
+
+    def __post_init__(self) -> None:
+        if self.matrix.ndim != 2:
+            raise AdapterError(
+                "an update is a matrix",
+                where="DenseUpdate(matrix)",
+                expected="two dimensions, (out, in)",
+                got=f"shape {tuple(self.matrix.shape)}",
+                fix="reshape a convolution to (out, in * kernel) first",
+            )
+
+    @property
+    @override
+    def shape(self) -> tuple[int, int]:
+        return self.matrix.shape[0], self.matrix.shape[1]
+
+    @property
+    @override
+    def dtype(self) -> torch.dtype:
+        return self.matrix.dtype
+
+    @property
+    @override
+    def ceiling(self) -> int:
+        return min(self.shape)
+
+    @property
+    @override
+    def T(self) -> DenseUpdate:
+        return DenseUpdate(self.matrix.T)
+
+    @override
+    def matmul(self, x: Float[Tensor, "in k"]) -> Float[Tensor, "out k"]:
+        return self.matrix.double() @ x.double()
+
+    @override
+    def compress(self) -> Compressed:
+        return Compressed(None, self.matrix.double(), None)
+
+    @override
+    def dense(self) -> Float[Tensor, "out in"]:
+        return self.matrix.double()
+
+    @override
+    def inner(self, other: Update) -> float:
+        if isinstance(other, FactoredUpdate):
+            return other.inner(self)
+        return (self.matrix.double() * other.dense()).sum().item()
+
+    @override
+    def to(self, device: str | torch.device) -> DenseUpdate:
+        return DenseUpdate(self.matrix.to(device))
+
+    @override
+    def __mul__(self, factor: float) -> DenseUpdate:
+        return DenseUpdate(self.matrix.double() * factor)
+
+    @override
+    def __add__(self, other: Update) -> DenseUpdate:
+        return DenseUpdate(self.matrix.double() + other.dense())
