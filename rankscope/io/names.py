@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
-__all__ = ["KINDS", "base_candidates", "kind_of", "layer_of", "natural_key"]
+__all__ = ["KINDS", "bare_name", "base_name", "kind_of", "layer_of", "natural_key"]
 
 KINDS = ("q", "k", "v", "o", "up", "gate", "down", "embed", "head", "other")
 
@@ -69,12 +70,37 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts if p)
 
 
-def base_candidates(module: str) -> tuple[str, ...]:
-    """Return the tensor names under which a module's base weight is stored, best first.
+def bare_name(name: str) -> str:
+    """Return a name without what PEFT's wrappers add to it.
 
     Examples
     --------
-    >>> base_candidates("h.0.q")
-    ('h.0.q.weight', 'h.0.q.base_layer.weight', 'h.0.q')
+    >>> bare_name("base_model.model.h.0.q.base_layer.weight")
+    'h.0.q.weight'
     """
-    return f"{module}.weight", f"{module}.base_layer.weight", module
+    return name.removeprefix("base_model.model.").replace(".base_layer", "")
+
+
+def base_name(module: str, names: Iterable[str]) -> str | None:
+    """Return which of a base's tensor names is a module's weight; None if it is not certain.
+
+    The module's own name is best; else the one path in the same layer that ends with the
+    other, as where an adapter was saved from an inner or outer model.
+
+    Examples
+    --------
+    >>> base_name("h.0.q", ["model.h.0.q.weight", "model.h.1.q.weight"])
+    'model.h.0.q.weight'
+    """
+    stored = {bare_name(name): name for name in names}
+    wanted = f"{module}.weight"
+    exact = stored.get(wanted) or stored.get(module)
+    if exact is not None:
+        return exact
+    layer = layer_of(module)
+    found = [n for n in stored if layer_of(n) == layer and _one_ends_the_other(n, wanted)]
+    return stored[found[0]] if len(found) == 1 else None
+
+
+def _one_ends_the_other(one: str, other: str) -> bool:
+    return one.endswith(f".{other}") or other.endswith(f".{one}")

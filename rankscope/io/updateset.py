@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rankscope.errors import SourceError, UpdateError
-from rankscope.io.names import base_candidates, kind_of, layer_of, natural_key
+from rankscope.io.names import base_name, kind_of, layer_of, natural_key
 from rankscope.io.tensors import TensorStore
 from rankscope.updates import DenseUpdate, FactoredUpdate, Update
 
@@ -290,7 +290,15 @@ class UpdateSet:
                 got="no base",
                 fix="pass base=… (on the command line --base)",
             )
-        stored = _base_name(self.base, site)
+        stored = base_name(name, self.base.tensors)
+        if stored is None:
+            raise SourceError(
+                "the base has no weight for this module",
+                where=self.base.label,
+                expected=f"one tensor that ends with {name + '.weight'!r}",
+                got=f"none, or several, of {len(self.base.tensors)}",
+                fix="pass the base that this adapter was trained on",
+            )
         tensor = self.base.read(stored)
         if isinstance(site.recipe, Difference):
             return tensor.T if site.recipe.transposed else tensor
@@ -305,29 +313,3 @@ class UpdateSet:
             got=str(tuple(tensor.shape)),
             fix="pass the base that this adapter was trained on",
         )
-
-
-def _base_name(base: TensorStore, site: Site) -> str:
-    wanted = base_candidates(site.module)
-    found = [name for name in wanted if name in base.tensors]
-    if not found:
-        # An adapter saved from an inner or outer model lacks, or has, leading segments.
-        found = [
-            name
-            for name in base.tensors
-            if layer_of(name) == site.layer and _same_path(name, wanted[0])
-        ]
-    if not found or (len(found) > 1 and found[0] not in wanted):
-        raise SourceError(
-            "the base has no weight for this module",
-            where=base.label,
-            expected=f"a tensor named {wanted[0]!r}",
-            got=f"{len(found)} tensors that could be meant, of {len(base.tensors)}",
-            fix="pass the base that this adapter was trained on",
-        )
-    return found[0]
-
-
-def _same_path(one: str, other: str) -> bool:
-    """Whether one dotted path ends with the other, segment by segment."""
-    return one.endswith(f".{other}") or other.endswith(f".{one}")

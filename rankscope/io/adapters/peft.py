@@ -14,6 +14,7 @@ from typing import Any
 
 from rankscope.errors import AdapterError
 from rankscope.io.adapters.family import Family, Reading, factored_site
+from rankscope.io.names import bare_name
 from rankscope.io.tensors import TensorInfo, TensorStore
 from rankscope.io.updateset import Site
 
@@ -83,7 +84,7 @@ def _pairs(store: TensorStore) -> tuple[dict[tuple[str, bool], dict[str, str]], 
                 read.add(name)
             continue
         adapters[match["adapter"]] = None
-        pairs.setdefault((_module(match["module"]), bool(match["embedding"])), {})[
+        pairs.setdefault((bare_name(match["module"]), bool(match["embedding"])), {})[
             match["side"]
         ] = name
         read.add(name)
@@ -122,10 +123,6 @@ def _site(
         config = _Config(alpha, config is not None and config.rslora, {})
     scale = None if config is None or not rank else config.scale(module, rank)
     return factored_site(store, module, pair["B"], pair["A"], scale, transposed=embedding)
-
-
-def _module(path: str) -> str:
-    return path.removeprefix("base_model.model.").replace(".base_layer", "")
 
 
 def _matches(pattern: str, module: str) -> bool:
