@@ -18,12 +18,12 @@ from rankscope.io.sources import Source
 from rankscope.io.updateset import UpdateSet
 from rankscope.linalg.chance import (
     adjusted_p_values,
-    cosine_edge,
     expected_overlap,
     overlap_p_value,
     overlap_sd,
     random_subspace,
 )
+from rankscope.linalg.edges import cosine_edge
 from rankscope.measures.similarity import (
     ambiguous_cuts,
     phi_grid,

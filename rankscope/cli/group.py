@@ -52,6 +52,23 @@ class _LazyGroup(click.Group):
                 raise
             click.echo(f"Error: {error}", err=True)
             ctx.exit(FAILED)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, OSError):
+            raise  # click's own business: usage, exits, closed pipes
+        except Exception as error:
+            if ctx.meta.get("debug"):
+                raise
+            click.echo(f"Error: {_unexpected(error, ctx)}", err=True)
+            ctx.exit(FAILED)
+
+
+def _unexpected(error: Exception, ctx: click.Context) -> RankscopeError:
+    return RankscopeError(
+        "rankscope itself has failed",
+        where=f"rankscope {ctx.invoked_subcommand or ''}".strip(),
+        expected="a result, or an error that says what to do",
+        got=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+        fix="run it again with --debug and report what it prints",
+    )
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
