@@ -135,8 +135,8 @@ def similarity(
     >>> import rankscope as rs
     >>> one = {"h.0.q.lora_A.weight": torch.eye(9)[:1], "h.0.q.lora_B.weight": torch.ones(9, 1)}
     >>> two = {**one, "h.0.q.lora_A.weight": torch.eye(9)[1:2]}
-    >>> rs.similarity(one, two).table[["side", "phi_full"]].values.tolist()
-    [['right', 0.0], ['left', 1.0]]
+    >>> rs.similarity(one, two).table.phi_full.round(9).tolist()  # input side, output side
+    [0.0, 1.0]
     """
     options = _Options(
         _choice("side", side, SIDES),

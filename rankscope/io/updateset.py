@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -177,7 +178,7 @@ class UpdateSet:
         return (site.recipe.build() for site in self.sites)
 
     def __contains__(self, name: object) -> bool:
-        return any(site.module == name for site in self.sites)
+        return name in self._by_name
 
     def __getitem__(self, name: str) -> Update:
         return self.site(name).recipe.build()
@@ -185,6 +186,10 @@ class UpdateSet:
     def __repr__(self) -> str:
         kinds = ", ".join(dict.fromkeys(site.kind for site in self.sites))
         return f"UpdateSet({self.source!r}: {len(self)} {self.format} updates of {kinds or '-'})"
+
+    @cached_property
+    def _by_name(self) -> dict[str, Site]:
+        return {site.module: site for site in self.sites}
 
     @property
     def names(self) -> list[str]:
@@ -197,9 +202,8 @@ class UpdateSet:
 
     def site(self, name: str) -> Site:
         """Return what is known of one module without reading its numbers."""
-        for site in self.sites:
-            if site.module == name:
-                return site
+        if name in self._by_name:
+            return self._by_name[name]
         raise SourceError(
             "no such module",
             where=self.source,
