@@ -179,9 +179,7 @@ def test_numbers_that_are_not_finite_are_refused(bad, form):
         svd(update)
 
 
-@pytest.mark.parametrize(
-    ("up", "down"), [((4, 2), (3, 5)), ((4,), (4, 5)), ((4, 2, 1), (2, 5))]
-)
+@pytest.mark.parametrize(("up", "down"), [((4, 2), (3, 5)), ((4,), (4, 5)), ((4, 2, 1), (2, 5))])
 def test_factors_that_do_not_fit_are_refused(up, down):
     with pytest.raises(AdapterError, match="do not fit together"):
         FactoredUpdate(torch.ones(up), torch.ones(down))
@@ -207,7 +205,9 @@ def test_scaling_scales_the_spectrum(seed, out, in_, r, factor):
 def test_rotation_and_transpose_leave_the_spectrum(seed, out, in_, r):
     rng = torch.Generator().manual_seed(seed)
     update = factored(out, in_, r, seed)
-    turned = FactoredUpdate(haar(out, out, rng) @ update.up, update.down @ haar(in_, in_, rng), -1.5)
+    turned = FactoredUpdate(
+        haar(out, out, rng) @ update.up, update.down @ haar(in_, in_, rng), -1.5
+    )
     for other in (turned, update.T):
         torch.testing.assert_close(svd(other).values, svd(update).values, rtol=1e-9, atol=1e-12)
 
@@ -217,9 +217,7 @@ def test_gauge_changes_nothing(seed, out, in_, r):
     rng = torch.Generator().manual_seed(seed)
     update = factored(out, in_, r, seed)
     gauge = haar(r, r, rng) * torch.linspace(0.5, 2.0, r, dtype=torch.float64)
-    other = FactoredUpdate(
-        update.up @ torch.linalg.inv(gauge), gauge @ update.down, update.scale
-    )
+    other = FactoredUpdate(update.up @ torch.linalg.inv(gauge), gauge @ update.down, update.scale)
     one, two = svd(update), svd(other)
     torch.testing.assert_close(two.values, one.values, rtol=1e-9, atol=1e-12)
     assert two.directions == one.directions

@@ -15,7 +15,14 @@ from rankscope.errors import SourceError
 if TYPE_CHECKING:
     from rankscope.io.updateset import UpdateSet
 
-__all__ = ["Selection", "base_options", "output_options", "run_options", "selection_options"]
+__all__ = [
+    "Selection",
+    "base_options",
+    "debug_option",
+    "output_options",
+    "run_options",
+    "selection_options",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -134,12 +141,20 @@ run_options = _stack(
     click.option("--threads", type=click.IntRange(1), help="Threads of the linear algebra."),
 )  # fmt: skip
 
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    callback=_remember_debug,
+    is_eager=True,
+    help="Show the traceback of an error.",
+)
+
 output_options = _stack(
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
     click.option("-o", "--output", "outputs", multiple=True, metavar="FILE",
                  help="Also write FILE: .json .csv .parquet .tex .md .svg .pdf .png; repeatable."),
     click.option("-q", "--quiet", is_flag=True, help="Print no table and no progress."),
     click.option("-v", "--verbose", is_flag=True, help="Print every note."),
-    click.option("--debug", is_flag=True, expose_value=False, callback=_remember_debug,
-                 is_eager=True, help="Show the traceback of an error."),
+    debug_option,
 )  # fmt: skip
