@@ -11,7 +11,9 @@ from oracles import gaussian, haar, hadamard, peft_tensors, phi_by_definition, r
 from scipy.linalg import subspace_angles
 
 import rankscope as rs
+from rankscope.analysis.selection import short_names
 from rankscope.errors import RankscopeError, SourceError, UpdateError
+from rankscope.io.updateset import UpdateSet
 from rankscope.measures.similarity import (
     ambiguous_cuts,
     phi_grid,
@@ -248,3 +250,16 @@ def test_dense_update_has_no_factors(rng):
     full = rs.open_updates({"w.weight": torch.eye(4)}, {"w.weight": torch.zeros(4, 4)})
     with pytest.raises(UpdateError, match="no factors"):
         rs.similarity(full, full, vectors="factor")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ("runs/r8/adapter_model.safetensors", "runs/r64/adapter_model.safetensors", ("r8", "r64")),
+        ("run-1/x.safetensors", "run-2/x.safetensors", ("run-1/x", "run-2/x")),
+        ("x.safetensors", "x.safetensors", ("x (A)", "x (B)")),
+    ],
+)
+def test_short_names_tell_the_sources_apart(a, b, expected):
+    sets = [UpdateSet(source, "peft", ()) for source in (a, b)]
+    assert short_names(*sets) == expected

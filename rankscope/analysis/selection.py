@@ -8,16 +8,12 @@ from rankscope.errors import SourceError
 from rankscope.io.sources import Source, open_updates
 from rankscope.io.updateset import UpdateSet
 
-__all__ = ["nonempty", "opened", "short_name"]
+__all__ = ["opened", "short_names"]
 
 
 def opened(source: Source | UpdateSet, base: Source | None, alpha: float | None) -> UpdateSet:
-    """Return an opened, non-empty set."""
-    return nonempty(open_updates(source, base, alpha=alpha))
-
-
-def nonempty(updates: UpdateSet) -> UpdateSet:
-    """Return `updates`, or raise a `SourceError` where a selection left nothing."""
+    """Return an opened set, or raise a `SourceError` where a selection left nothing of it."""
+    updates = open_updates(source, base, alpha=alpha)
     if not len(updates):
         raise SourceError(
             "nothing is left to measure",
@@ -29,8 +25,19 @@ def nonempty(updates: UpdateSet) -> UpdateSet:
     return updates
 
 
-def short_name(updates: UpdateSet) -> str:
-    """Return a short name of a source: its folder where the file's name is the usual one."""
+def short_names(a: UpdateSet, b: UpdateSet) -> tuple[str, str]:
+    """Return short names of two sources: as many of the last folders as tell them apart."""
+    parts = [_telling_parts(updates) for updates in (a, b)]
+    for depth in range(1, max(map(len, parts)) + 1):
+        one, two = ("/".join(part[-depth:]) for part in parts)
+        if one != two:
+            return one, two
+    return f"{one} (A)", f"{two} (B)"
+
+
+def _telling_parts(updates: UpdateSet) -> tuple[str, ...]:
+    """Return the parts of a source's path, less a file name that every adapter has."""
     path = Path(updates.source)
+    parts = path.with_suffix("").parts
     usual = ("adapter_model", "model", "pytorch_model")
-    return path.parent.name if path.stem in usual and path.parent.name else path.stem
+    return parts[:-1] if path.stem in usual and len(parts) > 1 else parts

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rankscope.analysis.engine import map_modules, resolve_device
-from rankscope.analysis.selection import opened, short_name
+from rankscope.analysis.selection import opened, short_names
 from rankscope.errors import SourceError, UpdateError
 from rankscope.io.sources import Source
 from rankscope.io.updateset import UpdateSet
@@ -151,7 +151,7 @@ def similarity(
     rows, failures = map_modules(
         shared, lambda module: _rows(module, set_a, set_b, options), progress=progress
     )
-    table = _table(rows)
+    table, names = _table(rows), short_names(set_a, set_b)
     return SimilarityResult(
         table=table,
         provenance=provenance(
@@ -167,9 +167,9 @@ def similarity(
             },
             options.device,
         ),
-        notes=tuple(_notes(set_a, set_b, table)),
+        notes=tuple(_notes(set_a, set_b, names, table)),
         failures=tuple(failures),
-        names=(short_name(set_a), short_name(set_b)),
+        names=names,
         unmatched_a=tuple(name for name in set_a.names if name not in set_b),
         unmatched_b=tuple(name for name in set_b.names if name not in set_a),
         random=_random_control(table, seed),
@@ -306,16 +306,17 @@ def _random_control(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     )
 
 
-def _notes(a: UpdateSet, b: UpdateSet, table: pd.DataFrame) -> list[str]:
-    notes = [f"{short_name(s)}: {note}" for s in (a, b) for note in s.notes]
-    for updates, column in ((a, "rank_a"), (b, "rank_b")):
+def _notes(a: UpdateSet, b: UpdateSet, names: tuple[str, str], table: pd.DataFrame) -> list[str]:
+    notes = []
+    for updates, name, column in ((a, names[0], "rank_a"), (b, names[1], "rank_b")):
+        notes += [f"{name}: {note}" for note in updates.notes]
         zero = table[table[column] == 0].module.unique()
         if len(zero):
             notes.append(
-                f"{short_name(updates)}: {len(zero)} updates are all zero (untrained), "
+                f"{name}: {len(zero)} updates are all zero (untrained), "
                 f"their similarity is undefined: {', '.join(zero[:3])}"
             )
-    return list(dict.fromkeys(notes))
+    return notes
 
 
 def _check_shapes(module: str, updates: list[Update], options: _Options) -> None:

@@ -75,6 +75,7 @@ def figure_similarity(
 
     Examples
     --------
+    >>> import numpy as np
     >>> table = pd.DataFrame({"module": ["q"], "layer": [0], "kind": ["q"], "side": ["right"],
     ...                       "dimension": [8], "phi": [np.eye(2, 4)]})
     >>> [ax.get_title() for ax in figure_similarity(table).axes]

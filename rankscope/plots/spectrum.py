@@ -205,7 +205,7 @@ def _draw_panels(curves: Sequence[_Curve], caption: str) -> Figure:
     for index, (title, places) in enumerate(groups):
         ax = figure.add_subplot(rows, columns, index + 1)
         colors = [
-            shade.cmap(shade.norm(place)) if label else KIND_COLORS["q"]
+            shade.to_rgba(np.asarray(place)) if label else KIND_COLORS["q"]
             for place in places.values()
         ]
         _draw_curves(ax, list(places), colors)
