@@ -193,7 +193,7 @@ def test_ranks_that_disagree(rng):
         rs.open_updates(tensors)
 
 
-@pytest.mark.parametrize("shape", [(8,), (0, 8), (4, 8, 3, 3)])
+@pytest.mark.parametrize("shape", [(8,), (0, 8)])
 def test_factors_that_are_no_matrices(rng, shape):
     tensors = peft_tensors(["a.0.q"], 4, rng)
     tensors["base_model.model.a.0.q.lora_A.weight"] = torch.ones(shape)

@@ -10,8 +10,9 @@ import torch
 
 from rankscope.analysis.engine import map_modules, resolve_device
 from rankscope.analysis.selection import opened
+from rankscope.io.recipes import Difference
 from rankscope.io.sources import Source
-from rankscope.io.updateset import Difference, UpdateSet
+from rankscope.io.updateset import UpdateSet
 from rankscope.measures import rank as measures
 from rankscope.results import RankResult, provenance
 from rankscope.spectra import Spectrum, svd

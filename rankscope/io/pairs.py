@@ -7,8 +7,9 @@ import re
 from rankscope.errors import SourceError
 from rankscope.io.adapters.family import Reading
 from rankscope.io.names import natural_key
+from rankscope.io.recipes import Difference, Stored
 from rankscope.io.tensors import TensorStore
-from rankscope.io.updateset import Difference, Site, Stored
+from rankscope.io.updateset import Site
 
 __all__ = ["read_checkpoint", "read_pair"]
 

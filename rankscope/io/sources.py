@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rankscope.errors import AdapterError, SourceError, os_reason
 from rankscope.io.adapters import FAMILIES
-from rankscope.io.adapters.family import Family, Reading
+from rankscope.io.adapters.family import Context, Family, Reading
 from rankscope.io.memory import store_of
 from rankscope.io.names import natural_key
 from rankscope.io.pairs import read_checkpoint, read_pair
@@ -104,7 +104,9 @@ def open_updates(
     base_store = _base_store(opened, base)
     if opened.family is not None:
         return _update_set(
-            opened, opened.family.read(opened.store, opened.config, alpha), base_store
+            opened,
+            opened.family.read(Context(opened.store, opened.config, alpha, base_store)),
+            base_store,
         )
     if base_store is not None:
         return _update_set(opened, read_pair(opened.store, base_store), base_store)

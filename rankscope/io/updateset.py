@@ -6,85 +6,17 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from rankscope.errors import SourceError, UpdateError
+from rankscope.errors import SourceError
 from rankscope.io.names import base_name, kind_of, layer_of, natural_key
+from rankscope.io.recipes import Difference, Recipe
 from rankscope.io.tensors import TensorStore
-from rankscope.updates import DenseUpdate, FactoredUpdate, Update
+from rankscope.updates import Update
 
-__all__ = ["Difference", "Factors", "Site", "Stored", "UpdateSet"]
-
-
-class Recipe(Protocol):
-    """How one update is read from its tensors."""
-
-    def build(self) -> Update:
-        """Read the tensors and return the update."""
-
-
-@dataclass(frozen=True)
-class Factors:
-    """Two stored factors, ``scale * up @ down``; `transposed` where the product is ΔWᵀ."""
-
-    store: TensorStore
-    up: str
-    down: str
-    scale: float | None
-    transposed: bool = False
-
-    def build(self) -> FactoredUpdate:
-        """Return the factored update, at scale 1 where the file does not tell."""
-        up, down = (_finite(self.store, name) for name in (self.up, self.down))
-        update = FactoredUpdate(up, down, 1.0 if self.scale is None else self.scale)
-        return update.T if self.transposed else update
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A fine-tuned tensor less its base; `transposed` where both are stored (in, out)."""
-
-    tuned: TensorStore
-    base: TensorStore
-    name: str
-    transposed: bool = False
-
-    def build(self) -> DenseUpdate:
-        """Return the dense update; the difference of float32 numbers is exact in float64."""
-        tuned, base = (_finite(store, self.name).double() for store in (self.tuned, self.base))
-        matrix = tuned - base
-        return DenseUpdate(matrix.T if self.transposed else matrix)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A matrix as it is stored, taken for an update of its own."""
-
-    store: TensorStore
-    name: str
-    transposed: bool = False
-
-    def build(self) -> DenseUpdate:
-        """Return the matrix, canonical (out, in)."""
-        matrix = _finite(self.store, self.name)
-        return DenseUpdate(matrix.T if self.transposed else matrix)
-
-
-def _finite(store: TensorStore, name: str) -> Tensor:
-    tensor = store.read(name)
-    broken = int((~torch.isfinite(tensor)).sum())
-    if broken:
-        raise UpdateError(
-            "a tensor holds numbers that are not finite",
-            where=f"{store.label}, tensor {name!r}",
-            expected="finite numbers",
-            got=f"{broken} NaN or infinite of {tensor.numel()}",
-            fix="train or save it again, or leave it out with --exclude",
-        )
-    return tensor
+__all__ = ["Site", "UpdateSet"]
 
 
 @dataclass(frozen=True)
@@ -304,6 +236,7 @@ class UpdateSet:
                 fix="pass the base that this adapter was trained on",
             )
         tensor = self.base.read(stored)
+        tensor = tensor.flatten(1) if tensor.ndim > 2 else tensor
         if isinstance(site.recipe, Difference):
             return tensor.T if site.recipe.transposed else tensor
         if tuple(tensor.shape) == site.shape:

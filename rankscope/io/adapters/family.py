@@ -1,21 +1,66 @@
-"""What every adapter family provides, and the checks that all share."""
+"""What every adapter family gets and gives, and the checks that all share."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rankscope.errors import AdapterError
+from rankscope.io.names import base_name
+from rankscope.io.recipes import Factors, Formula, Weight
 from rankscope.io.tensors import TensorInfo, TensorStore
-from rankscope.io.updateset import Factors, Site
+from rankscope.io.updateset import Site
+from rankscope.updates import Update
 
-__all__ = ["Family", "Reading", "factored_site"]
+__all__ = ["Context", "Family", "Reading", "factored_site", "formula_site", "scale_of"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a family reads from.
+
+    Attributes
+    ----------
+    store : TensorStore
+        The adapter's tensors.
+    config : dict or None
+        The ``adapter_config.json`` beside them.
+    alpha : float or None
+        LoRA's alpha from the user; overrides what the source says.
+    base : TensorStore or None
+        The base weights, for families whose ΔW depends on them.
+    """
+
+    store: TensorStore
+    config: dict[str, Any] | None = None
+    alpha: float | None = None
+    base: TensorStore | None = None
+
+    def weight(self, module: str, why: str) -> Weight:
+        """Return where a module's base weight lies.
+
+        Raises
+        ------
+        AdapterError
+            If there is no base, or no certain weight in it; `why` says what needs it.
+        """
+        name = None if self.base is None else base_name(module, self.base.tensors)
+        if self.base is None or name is None:
+            raise AdapterError(
+                f"the update of {module} depends on its base weight: {why}",
+                where=self.store.label,
+                expected="the base weights, with a tensor for this module",
+                got="no base" if self.base is None else f"{self.base.label} without it",
+                fix="give the base it was trained on: --base, or base= in Python",
+            )
+        return Weight(self.base, name)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a family makes of a store: the sites, and what it left."""
+    """What a family makes of a source: the sites, and what it left."""
 
     format: str
     sites: tuple[Site, ...]
@@ -34,13 +79,52 @@ class Family:
     recognises : callable
         Whether the tensors' names are this family's.
     read : callable
-        From ``(store, config, alpha)`` to a `Reading`; `config` is the parsed
-        ``adapter_config.json`` or None, `alpha` overrides what the file says.
+        From a `Context` to a `Reading`.
     """
 
     name: str
     recognises: Callable[[Mapping[str, TensorInfo]], bool]
-    read: Callable[[TensorStore, dict[str, Any] | None, float | None], Reading]
+    read: Callable[[Context], Reading]
+
+
+def scale_of(alpha: float, rank: int, *, rslora: bool = False) -> float:
+    """Return LoRA's scale, alpha/r, or alpha/√r for rsLoRA.
+
+    Examples
+    --------
+    >>> scale_of(8, 4), scale_of(8, 4, rslora=True)
+    (2.0, 4.0)
+    """
+    return alpha / (math.sqrt(rank) if rslora else rank)
+
+
+def formula_site(
+    store: TensorStore,
+    module: str,
+    function: Callable[..., Update],
+    tensors: Mapping[str, str],
+    *,
+    shape: tuple[int, int],
+    rank: int | None = None,
+    scale: float | None = None,
+    weight: Weight | None = None,
+    **options: Any,
+) -> Site:
+    """Return the site of an update that `function` makes of stored tensors.
+
+    `shape` is (out, in) of ΔW, `rank` the adapter's own where it has one; `options` go to the
+    function, as `scale` does where it is not None.
+    """
+    if scale is not None:
+        options["scale"] = scale
+    return Site(
+        module=module,
+        shape=shape,
+        rank=rank,
+        scale=scale,
+        dtype=store.tensors[next(iter(tensors.values()))].dtype,
+        recipe=Formula(store, function, tensors, options, weight),
+    )
 
 
 def factored_site(
@@ -61,15 +145,16 @@ def factored_site(
     """
     shapes = {name: store.tensors[name].shape for name in (up, down)}
     for name, shape in shapes.items():
-        if len(shape) != 2 or 0 in shape:
+        if len(shape) < 2 or 0 in shape:
             raise AdapterError(
                 "a factor is not a matrix",
                 where=f"{store.label}, tensor {name!r}",
-                expected="two dimensions, none of them 0",
+                expected="two dimensions or a convolution's, none of them 0",
                 got=f"shape {shape}",
-                fix="gather sharded weights before saving; convolutions are not read yet",
+                fix="gather sharded weights before saving",
             )
-    (out, r_up), (r_down, in_) = shapes[up], shapes[down]
+    # A convolution's factors are (out, r, 1, 1) and (r, in, k, k).
+    (out, r_up), (r_down, in_) = ((s[0], math.prod(s[1:])) for s in (shapes[up], shapes[down]))
     if r_up != r_down:
         raise AdapterError(
             "the two factors of an update disagree about the rank",

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from rankscope.errors import AdapterError
-from rankscope.io.adapters.family import Family, Reading, factored_site
+from rankscope.io.adapters.family import Context, Family, Reading, factored_site, scale_of
 from rankscope.io.tensors import TensorInfo, TensorStore
+from rankscope.io.updateset import Site
 
 __all__ = ["FAMILY"]
 
@@ -24,7 +24,8 @@ def _recognises(tensors: Mapping[str, TensorInfo]) -> bool:
     return any(_KEY.match(name) for name in tensors)
 
 
-def _read(store: TensorStore, config: dict[str, Any] | None, alpha: float | None) -> Reading:
+def _read(context: Context) -> Reading:
+    store, alpha = context.store, context.alpha
     matches = [match for name in store.tensors if (match := _KEY.match(name))]
     numbers = dict.fromkeys(match[2] for match in matches)
     known = {match[0] for match in matches}
@@ -36,7 +37,7 @@ def _read(store: TensorStore, config: dict[str, Any] | None, alpha: float | None
     )
 
 
-def _site(store: TensorStore, number: str, alpha: float | None) -> Any:
+def _site(store: TensorStore, number: str, alpha: float | None) -> Site:
     a, b = f"w_a_{number}", f"w_b_{number}"
     shapes = {name: store.tensors[name].shape for name in (a, b) if name in store.tensors}
     if len(shapes) < 2 or any(len(shape) != 2 for shape in shapes.values()):
@@ -50,7 +51,7 @@ def _site(store: TensorStore, number: str, alpha: float | None) -> Any:
     if not chains:
         raise _incomplete(store, number, shapes)
     (up, down), rank = min(chains.items(), key=lambda item: item[1])
-    return factored_site(store, number, up, down, None if alpha is None else alpha / rank)
+    return factored_site(store, number, up, down, None if alpha is None else scale_of(alpha, rank))
 
 
 def _incomplete(

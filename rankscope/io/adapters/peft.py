@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankscope.errors import AdapterError
-from rankscope.io.adapters.family import Family, Reading, factored_site
+from rankscope.io.adapters.family import Context, Family, Reading, factored_site, scale_of
 from rankscope.io.names import bare_name
 from rankscope.io.tensors import TensorInfo, TensorStore
 from rankscope.io.updateset import Site
@@ -44,7 +44,7 @@ class _Config:
 
     def scale(self, module: str, rank: int) -> float:
         alpha = next((a for k, a in self.alpha_pattern.items() if _matches(k, module)), self.alpha)
-        return alpha / (math.sqrt(rank) if self.rslora else rank)
+        return scale_of(alpha, rank, rslora=self.rslora)
 
 
 def _recognises(tensors: Mapping[str, TensorInfo]) -> bool:
@@ -53,7 +53,8 @@ def _recognises(tensors: Mapping[str, TensorInfo]) -> bool:
     )
 
 
-def _read(store: TensorStore, config: dict[str, Any] | None, alpha: float | None) -> Reading:
+def _read(context: Context) -> Reading:
+    store, config, alpha = context.store, context.config, context.alpha
     _refuse_what_is_more_than_a_product(store, config)
     pairs, read = _pairs(store)
     parsed = None if config is None else _parse(config, store.label)

@@ -1,0 +1,137 @@
+"""How one update is read from its tensors: small picklable values that build it on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rankscope.errors import UpdateError
+from rankscope.io.tensors import TensorStore
+from rankscope.updates import DenseUpdate, FactoredUpdate, Update
+
+__all__ = ["Difference", "Factors", "Formula", "Recipe", "Stored", "Weight"]
+
+
+class Recipe(Protocol):
+    """How one update is read from its tensors."""
+
+    def build(self) -> Update:
+        """Read the tensors and return the update."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A base weight where it is stored; `transposed` where that is (in, out)."""
+
+    store: TensorStore
+    name: str
+    transposed: bool = False
+
+    def read(self) -> Tensor:
+        """Return the weight, (out, in) or (out, in, kernel…)."""
+        tensor = finite(self.store, self.name)
+        return tensor.T if self.transposed else tensor
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Two stored factors, ``scale * up @ down``; `transposed` where the product is ΔWᵀ.
+
+    Convolutions are flattened: (out, r, 1, 1) and (r, in, k, k) give (out, in·k·k).
+    """
+
+    store: TensorStore
+    up: str
+    down: str
+    scale: float | None
+    transposed: bool = False
+
+    def build(self) -> FactoredUpdate:
+        """Return the factored update, at scale 1 where the file does not tell."""
+        up, down = (finite(self.store, name).flatten(1) for name in (self.up, self.down))
+        update = FactoredUpdate(up, down, 1.0 if self.scale is None else self.scale)
+        return update.T if self.transposed else update
+
+
+@dataclass(frozen=True)
+class Formula:
+    """ΔW as a function of stored tensors, and of the base weight where it depends on it.
+
+    Attributes
+    ----------
+    store : TensorStore
+        Of the tensors.
+    function : callable
+        Of a module's top level, so that it pickles. Gets the tensors by argument name, the
+        options, and the base weight as `weight` where there is one.
+    tensors : mapping
+        From argument names to the tensors' names.
+    options : mapping
+        Plain numbers and words.
+    weight : Weight or None
+        The base weight.
+    """
+
+    store: TensorStore
+    function: Callable[..., Update]
+    tensors: Mapping[str, str]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    weight: Weight | None = None
+
+    def build(self) -> Update:
+        """Read the tensors, upcast to float64, and apply the function."""
+        arguments = {
+            argument: finite(self.store, name).double() for argument, name in self.tensors.items()
+        }
+        if self.weight is not None:
+            arguments["weight"] = self.weight.read().double()
+        return self.function(**arguments, **self.options)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A fine-tuned tensor less its base; `transposed` where both are stored (in, out)."""
+
+    tuned: TensorStore
+    base: TensorStore
+    name: str
+    transposed: bool = False
+
+    def build(self) -> DenseUpdate:
+        """Return the dense update; the difference of float32 numbers is exact in float64."""
+        tuned, base = (finite(store, self.name).double() for store in (self.tuned, self.base))
+        matrix = tuned - base
+        return DenseUpdate(matrix.T if self.transposed else matrix)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A matrix as it is stored, taken for an update of its own."""
+
+    store: TensorStore
+    name: str
+    transposed: bool = False
+
+    def build(self) -> DenseUpdate:
+        """Return the matrix, canonical (out, in)."""
+        matrix = finite(self.store, self.name)
+        return DenseUpdate(matrix.T if self.transposed else matrix)
+
+
+def finite(store: TensorStore, name: str) -> Tensor:
+    """Return a stored tensor, or raise an `UpdateError` if it holds NaN or infinity."""
+    tensor = store.read(name)
+    broken = int((~torch.isfinite(tensor)).sum())
+    if broken:
+        raise UpdateError(
+            "a tensor holds numbers that are not finite",
+            where=f"{store.label}, tensor {name!r}",
+            expected="finite numbers",
+            got=f"{broken} NaN or infinite of {tensor.numel()}",
+            fix="train or save it again, or leave it out with --exclude",
+        )
+    return tensor
