@@ -3,28 +3,58 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-__all__ = ["KINDS", "bare_name", "base_name", "kind_of", "layer_of", "natural_key"]
+__all__ = [
+    "FLAT_PREFIXES",
+    "KINDS",
+    "bare_name",
+    "base_name",
+    "expert_of",
+    "experts_transposed",
+    "kind_of",
+    "layer_of",
+    "natural_key",
+    "stored_transposed",
+]
+
+# kohya's and LyCORIS' names: one of these, then the path with "_" for ".".
+FLAT_PREFIXES = (
+    "lora_prior_unet_", "lora_prior_te_", "lora_unet_", "lora_te1_", "lora_te2_", "lora_te3_",
+    "lora_te_", "lycoris_", "oft_unet_",
+)  # fmt: skip
 
 KINDS = ("q", "k", "v", "o", "up", "gate", "down", "embed", "head", "other")
 
 # The last segments of module names in the wild, tried in this order; the first hit decides.
 _PATTERNS = (
-    ("q", r"q|q_proj|q_lin|query|to_q|wq|q_attn"),
-    ("k", r"k|k_proj|k_lin|key|to_k|wk"),
-    ("v", r"v|v_proj|v_lin|value|to_v|wv"),
-    ("o", r"o|o_proj|out_lin|to_out(\.0)?|wo|(attn|self_attn|attention)(\.\w+)*\.(out_proj|proj"
-          r"|c_proj|dense)|self_attention\.dense|attention\.output\.dense"),
+    ("q", r"q|q_proj|q_lin|query|to_q|wq|q_attn|add_q_proj"),
+    ("k", r"k|k_proj|k_lin|key|to_k|wk|add_k_proj"),
+    ("v", r"v|v_proj|v_lin|value|to_v|wv|add_v_proj"),
+    ("o", r"o|o_proj|out_lin|to_out(\.0)?|to_add_out|output_proj|wo"
+          r"|(attn|self_attn|attention)(\.\w+)*\.(out_proj|proj|c_proj|dense)|self_attention\.dense|attention\.output\.dense"),
     ("gate", r"gate|gate_proj|w1"),
-    ("up", r"up|up_proj|w3|fc1|fc_1|lin1|c_fc|fc_in|wi|intermediate\.dense|dense_h_to_4h"),
+    ("up", r"up|up_proj|w3|fc1|fc_1|lin1|c_fc|fc_in|wi|intermediate\.dense|dense_h_to_4h"
+           r"|ff(_context)?\.net\.0\.proj"),
     ("down", r"down|down_proj|w2|fc2|fc_2|lin2|fc_out|mlp\.(c_proj|proj)|output\.dense"
-             r"|dense_4h_to_h"),
+             r"|dense_4h_to_h|ff(_context)?\.net\.2"),
     ("head", r"head|lm_head|output|score|classifier(\.\w+)*|embed_out|qa_outputs"),
     ("embed", r"embed|embeddings?|\w*embed_tokens|\w*embed_positions|positions|wte|wpe|shared"
               r"|tok_embeddings|\w*_embeddings?|embed_in"),
 )  # fmt: skip
-_KINDS = [(kind, re.compile(rf"(?:^|\.)(?:{pattern})$")) for kind, pattern in _PATTERNS]
+# A number in brackets counts the experts of one stack.
+_KINDS = [(kind, re.compile(rf"(?:^|\.)(?:{names})(?:\[\d+\])?$")) for kind, names in _PATTERNS]
+
+
+def _flattened(names: str) -> str:
+    # "\w" would run over the separators; one word between is all that occurs.
+    return names.replace(r"(\.\w+)*", "(_[a-z]+)?").replace(r"\.", "_")
+
+
+_FLAT_KINDS = [(kind, re.compile(rf"_(?:{_flattened(names)})$")) for kind, names in _PATTERNS]
+
+_WRAPPER = re.compile(r"\.(base_layer|original_module|token_adapter)(?=\.|$)")
+_CONV1D = re.compile(r"(.*\.)?(c_attn|c_proj|c_fc|q_attn)(\.weight)?$")
 
 
 def kind_of(module: str) -> str:
@@ -40,7 +70,7 @@ def kind_of(module: str) -> str:
     >>> kind_of("transformer.h.0.attn.c_attn")
     'other'
     """
-    for kind, pattern in _KINDS:
+    for kind, pattern in _FLAT_KINDS if _is_flat(module) else _KINDS:
         if pattern.search(module):
             return kind
     return "other"
@@ -54,8 +84,12 @@ def layer_of(module: str) -> int | None:
     >>> layer_of("model.layers.12.self_attn.q_proj"), layer_of("lm_head"), layer_of("007")
     (12, None, None)
     """
-    match = re.search(r"\.(\d+)\.", module)
+    match = re.search(r"_(\d+)_" if _is_flat(module) else r"\.(\d+)\.", module)
     return int(match[1]) if match else None
+
+
+def _is_flat(module: str) -> bool:
+    return "." not in module and module.startswith(FLAT_PREFIXES)
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -78,7 +112,7 @@ def bare_name(name: str) -> str:
     >>> bare_name("base_model.model.h.0.q.base_layer.weight")
     'h.0.q.weight'
     """
-    return name.removeprefix("base_model.model.").replace(".base_layer", "")
+    return _WRAPPER.sub("", name.removeprefix("base_model.model."))
 
 
 def base_name(module: str, names: Iterable[str]) -> str | None:
@@ -104,3 +138,46 @@ def base_name(module: str, names: Iterable[str]) -> str | None:
 
 def _one_ends_the_other(one: str, other: str) -> bool:
     return one.endswith(f".{other}") or other.endswith(f".{one}")
+
+
+def stored_transposed(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Return whether a weight is stored (in, out), as GPT-2 and its kin do.
+
+    The name alone is no proof: the fused ``c_attn`` beside it, (d, 3d), is.
+
+    Examples
+    --------
+    >>> stored_transposed("h.0.c_proj.weight", {"h.0.c_attn.weight": (8, 24)})
+    True
+    """
+    if not _CONV1D.match(name):
+        return False
+    fused = (shape for other, shape in shapes.items() if other.endswith("c_attn.weight"))
+    return any(len(shape) == 2 and shape[1] == 3 * shape[0] for shape in fused)
+
+
+def expert_of(module: str) -> tuple[str, int | None]:
+    """Return the name of a stack of experts and which of them is meant; None if it is no stack.
+
+    Examples
+    --------
+    >>> expert_of("mlp.experts.down_proj[3]"), expert_of("mlp.down_proj")
+    (('mlp.experts.down_proj', 3), ('mlp.down_proj', None))
+    """
+    match = re.fullmatch(r"(.+)\[(\d+)\]", module)
+    return (match[1], int(match[2])) if match else (module, None)
+
+
+def experts_transposed(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Return whether a stack of square experts is stored (E, in, out), as gpt-oss does.
+
+    Told by the other stack: of gate and up together, (d, 2d), or of down, (d/2, d).
+
+    Examples
+    --------
+    >>> experts_transposed("e.down_proj", {"e.gate_up_proj": (3, 8, 16)})
+    True
+    """
+    one, other = ("down", "gate_up") if name.endswith("down_proj") else ("gate_up", "down")
+    shape = shapes.get(name.removesuffix(f"{one}_proj") + f"{other}_proj", ())
+    return len(shape) == 3 and shape[2] == 2 * shape[1]

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from rankscope.errors import AdapterError, SourceError, os_reason
 from rankscope.io.adapters import FAMILIES
 from rankscope.io.adapters.family import Context, Family, Reading
+from rankscope.io.containers.folder import locate
+from rankscope.io.containers.lens import cleaned
 from rankscope.io.memory import store_of
-from rankscope.io.names import natural_key
-from rankscope.io.pairs import read_checkpoint, read_pair
+from rankscope.io.pairs import Pair, read_checkpoint
 from rankscope.io.tensors import TensorStore, open_store
 from rankscope.io.updateset import UpdateSet
 
@@ -24,9 +25,6 @@ __all__ = ["Opened", "Source", "open_source", "open_updates", "open_weights"]
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
 
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-# What trainers leave beside a model; none of it holds weights.
-_NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", "resume")
 _CONFIG_BYTES = 1_000_000
 
 
@@ -58,6 +56,7 @@ def open_source(source: Source) -> Opened:
         config = _read_config(path.parent / "adapter_config.json")
     else:
         store, config = store_of(source)
+    store = cleaned(store)
     family = next((f for f in FAMILIES if f.recognises(store.tensors)), None)
     return Opened(store, config, family)
 
@@ -109,7 +108,8 @@ def open_updates(
             base_store,
         )
     if base_store is not None:
-        return _update_set(opened, read_pair(opened.store, base_store), base_store)
+        pair = Pair(opened.store, base_store)
+        return _update_set(opened, pair.reading(), pair.weights)
     raise SourceError(
         "a full checkpoint has no update without its base",
         where=opened.label,
@@ -138,7 +138,7 @@ def _update_set(opened: Opened, reading: Reading, base: TensorStore | None) -> U
         format=reading.format,
         sites=reading.sites,
         base=base,
-        inputs=tuple(store.provenance for store in stores if store is not None),
+        inputs=tuple(file for store in stores if store is not None for file in store.files),
         unread=reading.unread,
         notes=reading.notes,
         config=opened.config or {},
@@ -170,48 +170,7 @@ def _locate(source: str | os.PathLike[str]) -> Path:
             got="an hf:// address",
             fix="download it with huggingface-cli download, then name the folder",
         )
-    path = Path(text).expanduser()
-    try:
-        if not path.is_dir():
-            return path  # opening it says what is wrong, if anything is
-        found = sorted(
-            (p for p in path.iterdir() if _holds_weights(p)), key=lambda p: natural_key(p.name)
-        )
-    except OSError as error:
-        raise SourceError(
-            "cannot look into the folder",
-            where=str(path),
-            expected="a folder that can be listed",
-            got=os_reason(error),
-            fix="check its permissions",
-        ) from error
-    # The same tensors in two containers: the safe one is meant.
-    found = [p for p in found if p.suffix == ".safetensors"] or found
-    if len(found) == 1:
-        return found[0]
-    raise _not_one(path, found)
-
-
-def _holds_weights(path: Path) -> bool:
-    return (
-        path.is_file()
-        and path.suffix in _SUFFIXES
-        and not path.name.startswith((".", *_NOT_WEIGHTS))
-    )
-
-
-def _not_one(folder: Path, found: list[Path]) -> SourceError:
-    if not found:
-        inside = sorted({p.parent for s in _SUFFIXES[:2] for p in folder.glob(f"*/*{s}")})
-        found = [p for p in inside if any(_holds_weights(q) for q in p.iterdir())]
-    names = ", ".join(p.name for p in found[:6]) + (" …" if len(found) > 6 else "")
-    return SourceError(
-        "the folder holds no single adapter or checkpoint",
-        where=str(folder),
-        expected="exactly one file of tensors (.safetensors, .bin, .pt, .pth)",
-        got=f"{len(found)}: {names}" if found else "none",
-        fix="name the one you mean" if found else "name the folder of an adapter or checkpoint",
-    )
+    return locate(Path(text).expanduser())
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:

@@ -11,7 +11,15 @@ from typing import Any
 from torch import Tensor
 
 from rankscope.errors import SourceError
-from rankscope.io.names import base_name, kind_of, layer_of, natural_key
+from rankscope.io.names import (
+    base_name,
+    expert_of,
+    experts_transposed,
+    kind_of,
+    layer_of,
+    natural_key,
+    stored_transposed,
+)
 from rankscope.io.recipes import Difference, Recipe
 from rankscope.io.tensors import TensorStore
 from rankscope.updates import Update
@@ -83,6 +91,7 @@ class UpdateSet:
 
     Examples
     --------
+    >>> import torch
     >>> from rankscope.io.sources import open_updates
     >>> r = open_updates({"h.0.q.lora_A.weight": torch.ones(1, 3),
     ...                   "h.0.q.lora_B.weight": torch.ones(2, 1)}, alpha=1)
@@ -226,7 +235,8 @@ class UpdateSet:
                 got="no base",
                 fix="pass base=… (on the command line --base)",
             )
-        stored = base_name(name, self.base.tensors)
+        module, expert = expert_of(name)
+        stored = base_name(module, self.base.tensors)
         if stored is None:
             raise SourceError(
                 "the base has no weight for this module",
@@ -236,10 +246,12 @@ class UpdateSet:
                 fix="pass the base that this adapter was trained on",
             )
         tensor = self.base.read(stored)
+        if expert is not None and tensor.ndim == 3 and expert < len(tensor):
+            tensor = tensor[expert]
         tensor = tensor.flatten(1) if tensor.ndim > 2 else tensor
         if isinstance(site.recipe, Difference):
             return tensor.T if site.recipe.transposed else tensor
-        if tuple(tensor.shape) == site.shape:
+        if tuple(tensor.shape) == site.shape and not self._square_transposed(stored):
             return tensor
         if tuple(tensor.shape) == site.shape[::-1]:
             return tensor.T
@@ -250,3 +262,13 @@ class UpdateSet:
             got=str(tuple(tensor.shape)),
             fix="pass the base that this adapter was trained on",
         )
+
+    def _square_transposed(self, stored: str) -> bool:
+        """Whether a base weight is (in, out) although its square shape does not show it."""
+        tensors = {} if self.base is None else self.base.tensors
+        shapes = {name: info.shape for name, info in tensors.items()}
+        shape = shapes[stored]
+        if len(shape) not in (2, 3) or shape[-1] != shape[-2]:
+            return False
+        told = stored_transposed if len(shape) == 2 else experts_transposed
+        return told(stored, shapes)

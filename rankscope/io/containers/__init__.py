@@ -1,0 +1,1 @@
+"""Containers of named tensors: one file each, all read through `rankscope.io.tensors`."""

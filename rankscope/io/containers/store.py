@@ -1,0 +1,124 @@
+"""What every container of named tensors offers, and the checks that all share."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankscope.errors import SourceError
+
+__all__ = ["TensorInfo", "TensorStore", "check_names", "describe", "file_record", "printable"]
+
+# Dtypes of safetensors that torch packs or lacks.
+_PACKED_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What the header says of one tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def parameters(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """The size of the stored numbers."""
+        known = getattr(torch, self.dtype, None)
+        bits = known.itemsize * 8 if isinstance(known, torch.dtype) else 8
+        return self.parameters * _PACKED_BITS.get(self.dtype, bits) // 8
+
+    @property
+    def floating(self) -> bool:
+        """Whether it holds real numbers: no masks, counters or packed integers."""
+        return self.dtype.startswith(("float", "bfloat"))
+
+
+class TensorStore(ABC):
+    """Named tensors that are read one at a time.
+
+    Attributes
+    ----------
+    label : str
+        Where they lie, for messages: a path, or what kind of object.
+    """
+
+    label: str
+
+    @property
+    @abstractmethod
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor's dtype and shape, in the container's order."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the container says of itself."""
+        return {}
+
+    @abstractmethod
+    def read(self, name: str) -> Tensor:
+        """Return one tensor as it is stored."""
+
+    @property
+    @abstractmethod
+    def provenance(self) -> dict[str, Any]:
+        """``path``, ``bytes`` and ``sha256`` of the header."""
+
+    @property
+    def files(self) -> tuple[dict[str, Any], ...]:
+        """The provenance of every file read, where a container is several."""
+        return (self.provenance,)
+
+
+def describe(content: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
+    """Return what a header would say of tensors that are loaded."""
+    return {
+        name: TensorInfo(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+        for name, tensor in content.items()
+    }
+
+
+def file_record(path: Path, digest: Any) -> dict[str, Any]:
+    """Return the provenance of a file whose header has been hashed."""
+    return {"path": str(path), "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def printable(text: str) -> str:
+    r"""Return `text` with what a terminal would obey written out.
+
+    Examples
+    --------
+    >>> print(printable("a\x1b[2J"))
+    a\x1b[2J
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def check_names(names: Iterable[str], label: str) -> None:
+    """Refuse names that would command a terminal or reverse a line of text.
+
+    Raises
+    ------
+    SourceError
+        If a name holds control or formatting characters.
+    """
+    for name in names:
+        if not name.isprintable():
+            raise SourceError(
+                "the name of a tensor holds control characters",
+                where=label,
+                expected="names of printable characters",
+                got=printable(name)[:200],
+                fix="do not trust this file; no training library writes such names",
+            )
