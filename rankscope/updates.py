@@ -177,8 +177,9 @@ class FactoredUpdate(Update):
         return abs(self.scale) * self._term_sizes().max().item() if self.up.shape[1] else 0.0
 
     def _term_sizes(self) -> Float[Tensor, " r"]:
-        up: Tensor = torch.linalg.vector_norm(self.up.double(), dim=0)
-        return up * torch.linalg.vector_norm(self.down.double(), dim=1)
+        up = torch.linalg.vector_norm(self.up.double(), dim=0)
+        sizes: Tensor = up * torch.linalg.vector_norm(self.down.double(), dim=1)
+        return sizes
 
     @override
     def compress(self) -> Compressed:
