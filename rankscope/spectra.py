@@ -16,8 +16,8 @@ from rankscope.updates import Update
 
 __all__ = ["DIRECTION_TOLERANCE", "Auto", "Exact", "Gram", "Method", "Spectrum", "svd"]
 
-# A direction whose singular value is below this share of the largest is round-off, not an
-# update: factors are stored in at most float32 or float64, the arithmetic is float64.
+# A direction whose singular value is below this share of the largest (or of the largest term
+# that is added up to the update) is round-off: the arithmetic is float64.
 DIRECTION_TOLERANCE = 1e-12
 
 Triple = tuple[Tensor, Tensor, Tensor]
@@ -89,7 +89,11 @@ class Spectrum:
     method : str
         What computed it: ``exact`` or ``gram``.
     error_bound : float
-        Absolute error of each singular value, in the unit of the weight.
+        Absolute error of each singular value, in the unit of the weight:
+        ``max(out, in) * eps`` of the largest singular value, or of the largest term where the
+        terms of a factored update cancel.
+    floor : float
+        The singular value up to which a direction is taken for round-off.
     """
 
     values: Float[Tensor, " k"]
@@ -100,21 +104,15 @@ class Spectrum:
     ceiling: int
     method: str
     error_bound: float
+    floor: float
 
     @property
     def directions(self) -> int:
         """The number of directions that carry anything: ``s > 1e-12 * s[0]``.
 
-        Where the method's error is larger than that, its error counts instead.
+        Where terms of the update cancel, or the method's error is larger, that error counts.
         """
-        if not len(self.values):
-            return 0
-        floor = max(DIRECTION_TOLERANCE * self.values[0].item(), self._unresolved)
-        return int((self.values > floor).sum())
-
-    @property
-    def _unresolved(self) -> float:
-        return self.error_bound if self.method == "gram" else 0.0
+        return int((self.values > self.floor).sum())
 
 
 def svd(
@@ -123,8 +121,9 @@ def svd(
     """Return the singular value decomposition of an update.
 
     A factored update is never multiplied out: its factors are upcast to float64, two thin QRs
-    leave an r x r core, and the core is decomposed. Singular values of graded factors are
-    right to about 1e-15 relative, however small.
+    leave an r x r core, and the core is decomposed. Singular values of graded or balanced
+    factors are right to about 1e-14 relative, however small; in any other gauge the error is
+    absolute, about ``eps * s[0]``.
 
     Parameters
     ----------
@@ -167,6 +166,8 @@ def svd(
     _check_finite(core)
     (left, s, right), name = (method or Auto()).decompose(core)
     count = min(len(s), update.ceiling, k or len(s))
+    error = _relative_error(update.shape, name)
+    size = max(s[0].item() if len(s) else 0.0, update.term_size())
     return Spectrum(
         values=s[:count].cpu(),
         left=_lift(left_basis, left[:, :count]) if vectors else None,
@@ -175,7 +176,8 @@ def svd(
         shape=update.shape,
         ceiling=update.ceiling,
         method=name,
-        error_bound=_relative_error(update.shape, name) * (s[0].item() if len(s) else 0.0),
+        error_bound=error * size,
+        floor=max(DIRECTION_TOLERANCE, error if name == "gram" else 0.0) * size,
     )
 
 

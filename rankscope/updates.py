@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from rankscope.errors import AdapterError
+from rankscope.errors import AdapterError, UpdateError
 
 __all__ = ["Compressed", "DenseUpdate", "FactoredUpdate", "Update"]
 
@@ -57,6 +57,13 @@ class Update(ABC):
     @abstractmethod
     def matmul(self, x: Float[Tensor, "in k"]) -> Float[Tensor, "out k"]:
         """Return ``ΔW @ x`` without forming ΔW where it is factored."""
+
+    @abstractmethod
+    def term_size(self) -> float:
+        """Return the size of the largest term that is added up to ΔW; 0 for a plain matrix.
+
+        Round-off is relative to it: where terms cancel, ΔW is smaller than its own error.
+        """
 
     @abstractmethod
     def compress(self) -> Compressed:
@@ -166,12 +173,20 @@ class FactoredUpdate(Update):
         return self.scale * (self.up.double() @ (self.down.double() @ x.double()))
 
     @override
+    def term_size(self) -> float:
+        return abs(self.scale) * self._term_sizes().max().item() if self.up.shape[1] else 0.0
+
+    def _term_sizes(self) -> Float[Tensor, " r"]:
+        up = torch.linalg.vector_norm(self.up.double(), dim=0)
+        sizes: Tensor = up * torch.linalg.vector_norm(self.down.double(), dim=1)
+        return sizes
+
+    @override
     def compress(self) -> Compressed:
         up, down = self.up.double(), self.down.double()
         # Strongest term first: the SVD of a core graded downwards keeps every digit of its
         # small singular values, in any other order only those above eps * the largest.
-        weight = torch.linalg.vector_norm(up, dim=0) * torch.linalg.vector_norm(down, dim=1)
-        order = weight.argsort(descending=True, stable=True)
+        order = self._term_sizes().argsort(descending=True, stable=True)
         # QR, not a Gram matrix: squaring would lose all that lies below sqrt(eps).
         left, upper = torch.linalg.qr(up[:, order])
         right, lower = torch.linalg.qr(down[order].T)
@@ -183,6 +198,7 @@ class FactoredUpdate(Update):
 
     @override
     def inner(self, other: Update) -> float:
+        _check_same_shape(self, other)
         product = other.matmul(self.down.double().T) * self.up.double()
         return self.scale * product.sum().item()
 
@@ -198,6 +214,7 @@ class FactoredUpdate(Update):
     def __add__(self, other: Update) -> Update:
         if not isinstance(other, FactoredUpdate):
             return other + self
+        _check_same_shape(self, other)
         up = torch.cat([self.scale * self.up.double(), other.scale * other.up.double()], dim=1)
         return FactoredUpdate(up, torch.cat([self.down.double(), other.down.double()]))
 
@@ -259,6 +276,10 @@ class DenseUpdate(Update):
         return self.matrix.double() @ x.double()
 
     @override
+    def term_size(self) -> float:
+        return 0.0
+
+    @override
     def compress(self) -> Compressed:
         return Compressed(None, self.matrix.double(), None)
 
@@ -270,6 +291,7 @@ class DenseUpdate(Update):
     def inner(self, other: Update) -> float:
         if isinstance(other, FactoredUpdate):
             return other.inner(self)
+        _check_same_shape(self, other)
         return (self.matrix.double() * other.dense()).sum().item()
 
     @override
@@ -282,4 +304,17 @@ class DenseUpdate(Update):
 
     @override
     def __add__(self, other: Update) -> DenseUpdate:
+        _check_same_shape(self, other)
         return DenseUpdate(self.matrix.double() + other.dense())
+
+
+def _check_same_shape(one: Update, other: Update) -> None:
+    # torch would broadcast a row over a matrix without a word.
+    if one.shape != other.shape:
+        raise UpdateError(
+            "updates of different shapes cannot be combined",
+            where="+, - or inner()",
+            expected=f"two updates of shape {one.shape}",
+            got=f"{one.shape} and {other.shape}",
+            fix="combine updates of one module",
+        )

@@ -375,3 +375,9 @@ def test_half_precision_files(tmp_path, rng):
         a, b = (tensors[f"base_model.model.a.0.q.lora_{x}.weight"].double() for x in "AB")
         torch.testing.assert_close(updates["a.0.q"].dense(), 2 * b @ a)
         assert updates.sites[0].dtype == str(dtype).removeprefix("torch.")
+
+
+def test_two_tensors_of_one_module_are_refused():
+    base = {"x": torch.zeros(2, 2), "x.weight": torch.zeros(2, 2)}
+    with pytest.raises(SourceError, match="same name"):
+        rs.open_updates({name: tensor + 1 for name, tensor in base.items()}, base)

@@ -243,3 +243,35 @@ def test_published_adapters_agree_with_their_factors(real):
             key = f"base_model.model.{name}"
             a, b = (tensors[f"{key}.lora_{x}.weight"].double() for x in "AB")
             torch.testing.assert_close(updates[name].dense(), scale * b @ a)
+
+
+def test_a_live_model_that_was_rescaled_counts_as_it_is(rng):
+    model, _ = trained(alpha_pattern={"v_proj": 3})
+    for layer in model.modules():
+        if hasattr(layer, "set_scale"):
+            layer.set_scale("default", 3.0)
+    layers = dict(model.base_model.model.named_modules())
+    for name, update in rs.open_updates(model).items():
+        truth = layers[name].get_delta_weight("default").double()
+        torch.testing.assert_close(update.dense(), truth, atol=1e-5, rtol=1e-5)
+
+
+def test_a_merged_live_model_is_refused():
+    model, _ = trained()
+    model.merge_adapter()
+    with pytest.raises(SourceError, match="merged into the model"):
+        rs.open_updates(model)
+    model.unmerge_adapter()
+    assert len(rs.open_updates(model)) == 4
+
+
+def test_an_open_set_keeps_its_alpha_and_base(rng):
+    tensors = peft_tensors(["a.0.q"], 4, rng)
+    updates = rs.open_updates(tensors, alpha=8)
+    result = rs.rank(updates)
+    assert result.provenance["options"]["alpha"] == 8
+    for options in ({"alpha": 16}, {"base": {"a.0.q.weight": torch.ones(12, 8)}}):
+        with pytest.raises(SourceError, match="open already"):
+            rs.rank(updates, **options)
+    # In a comparison base and alpha are for the side that is not open yet.
+    assert len(rs.similarity(updates, tensors, alpha=4).table) == 2

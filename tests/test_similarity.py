@@ -263,3 +263,30 @@ def test_dense_update_has_no_factors(rng):
 def test_short_names_tell_the_sources_apart(a, b, expected):
     sets = [UpdateSet(source, "peft", ()) for source in (a, b)]
     assert short_names(*sets) == expected
+
+
+def test_directions_that_any_two_subspaces_share_do_not_count(rng):
+    d, r = 64, 40
+    a, b = (adapter(gaussian(d, r, rng=rng), gaussian(r, d, rng=rng)) for _ in range(2))
+    same = rs.similarity(a, a).table.iloc[0]
+    assert same.shared_directions == 64 - 40  # all that is not forced
+    other = rs.similarity(a, b).table.iloc[0]
+    assert other.shared_directions == 0
+    assert 0 < other.shared_edge < 1
+    full = adapter(gaussian(d, d, rng=rng), gaussian(d, d, rng=rng))
+    assert rs.similarity(a, full).table.isna().shared_directions.all()
+
+
+def test_the_factors_of_an_untrained_adapter_are_not_compared(rng):
+    untrained = adapter(torch.zeros(30, 4), gaussian(4, 40, rng=rng))
+    result = rs.similarity(untrained, untrained, vectors="factor")
+    assert (result.table.rank_a == 0).all()
+    assert any("untrained" in note for note in result.notes)
+    assert any("initial numbers" in note for note in result.notes)
+
+
+def test_equal_singular_values_are_noted(rng):
+    flat = adapter(haar(30, 4, rng), haar(40, 4, rng).T)
+    result = rs.similarity(flat, flat)
+    assert result.table.ambiguous_a[0] == [1, 2, 3]
+    assert any("φ(1,1) is arbitrary" in note for note in result.notes)

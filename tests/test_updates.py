@@ -236,3 +236,16 @@ def test_padding_adds_only_zeros(seed, out, in_, r, more):
     values = svd(update).values
     torch.testing.assert_close(padded[: len(values)], values, rtol=1e-11, atol=1e-13)
     assert (padded[len(values) :] <= 1e-13 * max(values[0].item(), 1)).all()
+
+
+@pytest.mark.parametrize(
+    "combine", [lambda a, b: a + b, lambda a, b: a - b, lambda a, b: a.inner(b)]
+)
+@pytest.mark.parametrize(
+    "forms",
+    [("dense", "dense"), ("dense", "factored"), ("factored", "dense"), ("factored", "factored")],
+)
+def test_updates_of_different_shapes_are_not_broadcast(combine, forms):
+    a, b = build(forms[0], 3, 4, 2)[0], build(forms[1], 1, 4, 2)[0]
+    with pytest.raises(UpdateError, match="different shapes"):
+        combine(a, b)

@@ -95,7 +95,7 @@ def _row(opened: Opened, updates: UpdateSet) -> dict[str, Any]:
         "format": updates.format,
         "modules": len(updates),
         "rank": _common(site.rank for site in updates.sites),
-        "alpha": updates.config.get("lora_alpha"),
+        "alpha": updates.config.get("lora_alpha") if updates.alpha is None else updates.alpha,
         "scale": _common(site.scale for site in updates.sites),
         "dtype": _common(tensor.dtype for tensor in tensors if tensor.floating),
         "base_model": updates.config.get("base_model_name_or_path"),
@@ -118,5 +118,5 @@ def _module(site: Site, updates: UpdateSet) -> dict[str, Any]:
 
 def _common(values: Iterable[H | None]) -> H | list[H] | None:
     """Return the one value that all share, all values where they differ, None for none."""
-    distinct = list(dict.fromkeys(v for v in values if v is not None))
+    distinct = sorted({v for v in values if v is not None})  # type: ignore[type-var]
     return distinct[0] if len(distinct) == 1 else distinct or None

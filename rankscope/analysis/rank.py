@@ -10,6 +10,7 @@ import torch
 
 from rankscope.analysis.engine import map_modules, resolve_device
 from rankscope.analysis.selection import opened
+from rankscope.errors import RankscopeError
 from rankscope.io.recipes import Difference
 from rankscope.io.sources import Source
 from rankscope.io.updateset import UpdateSet
@@ -81,10 +82,10 @@ def rank(
         `stable_rank`, `participation_rank`, `energy_entropy_rank`, `effective_rank` are in
         [1, ceiling]; `energy_rank_90` is the number of directions that hold 90 % of the
         energy; `unchanged_fraction` is the share of entries that a checkpoint pair has
-        exactly equal. `state` is ``ok``, ``zero`` or ``collapsed`` (the first direction
-        holds more than 99 %). `noise_edge` and `rank_above_noise` are undefined until the
-        storage noise of checkpoint pairs is modelled. An update that is all zero has rank 0
-        and undefined ratios.
+        exactly equal. `state` is ``ok``, ``zero`` (to rounding) or ``collapsed`` (of several
+        possible directions the first holds more than 99 %). An update that is zero has rank 0
+        and undefined ratios. `noise_edge` and `rank_above_noise` are undefined: the storage
+        noise of checkpoint pairs is not modelled, and a note says so.
 
     Raises
     ------
@@ -107,12 +108,15 @@ def rank(
         updates.names, lambda module: [_row(module, updates, device)], progress=progress
     )
     table = pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
-    zero = int((table.state == "zero").sum())
-    notes = [f"{zero} updates are all zero (untrained)"] if zero else []
     return RankResult(
         table=table,
-        provenance=provenance("rank", {"source": list(updates.inputs)}, {"alpha": alpha}, device),
-        notes=(*updates.notes, *notes),
+        provenance=provenance(
+            "rank",
+            {"source": list(updates.inputs)},
+            {"alpha": updates.alpha, "modules": updates.names},
+            device,
+        ),
+        notes=(*updates.notes, *_notes(updates, table)),
         failures=tuple(failures),
     )
 
@@ -120,7 +124,7 @@ def rank(
 def _row(module: str, updates: UpdateSet, device: str) -> dict[str, Any]:
     site = updates.site(module)
     update = updates[module].to(device)
-    spectrum = svd(update, vectors=False)
+    measured = _measured(svd(update, vectors=False))
     return {
         "module": module,
         "layer": site.layer,
@@ -128,23 +132,43 @@ def _row(module: str, updates: UpdateSet, device: str) -> dict[str, Any]:
         "rows": site.shape[0],
         "columns": site.shape[1],
         "ceiling": update.ceiling,
-        **_measured(spectrum),
-        "relative_norm": _relative_norm(module, updates, spectrum),
+        **measured,
+        "relative_norm": _relative_norm(module, updates, measured["frobenius"]),
         "unchanged_fraction": _unchanged(update, isinstance(site.recipe, Difference)),
         "stored_dtype": site.dtype,
     }
 
 
+def _notes(updates: UpdateSet, table: pd.DataFrame) -> list[str]:
+    notes = []
+    zero = int((table.state == "zero").sum())
+    if zero:
+        notes.append(f"{zero} updates are zero (untrained)")
+    pairs = [site for site in updates.sites if isinstance(site.recipe, Difference)]
+    if pairs:
+        dtypes = ", ".join(dict.fromkeys(site.dtype for site in pairs))
+        notes.append(
+            f"differences of stored {dtypes} tensors: numerical_rank, and energy ranks of small "
+            "updates, count the rounding of the storage"
+        )
+    if updates.base is not None and table.relative_norm.isna().any():
+        notes.append("relative_norm is undefined where the base has no readable weight")
+    return notes
+
+
 def _measured(spectrum: Spectrum) -> dict[str, Any]:
-    s, energy = spectrum.values, spectrum.energy
-    top = measures.top_energy(s, energy)
-    state = "zero" if not energy else "collapsed" if top > COLLAPSED else "ok"
-    exact = spectrum.method == "exact"
+    largest = spectrum.values[0].item() if len(spectrum.values) else 0.0
+    zero = largest <= spectrum.error_bound
+    # In units of the largest, so that squares neither overflow nor vanish.
+    s = spectrum.values[:0] if zero else spectrum.values / largest
+    top = measures.top_energy(s)
+    collapsed = spectrum.ceiling > 1 and top > COLLAPSED
+    rank = measures.numerical_rank(spectrum.values, spectrum.error_bound)
     return {
-        "frobenius": math.sqrt(energy),
-        "spectral": s[0].item() if len(s) else 0.0,
-        "numerical_rank": measures.numerical_rank(s, spectrum.shape) if exact else None,
-        "stable_rank": measures.stable_rank(s, energy),
+        "frobenius": largest * torch.linalg.vector_norm(s).item(),
+        "spectral": largest,
+        "numerical_rank": rank if spectrum.method == "exact" else None,
+        "stable_rank": measures.stable_rank(s),
         "participation_rank": measures.participation_rank(s),
         "effective_rank": measures.effective_rank(s),
         "energy_entropy_rank": measures.energy_entropy_rank(s),
@@ -152,18 +176,22 @@ def _measured(spectrum: Spectrum) -> dict[str, Any]:
         "energy_rank_95": measures.energy_rank(s, 0.95),
         "energy_rank_99": measures.energy_rank(s, 0.99),
         "top1_energy": top,
-        "state": state,
+        "state": "zero" if zero else "collapsed" if collapsed else "ok",
         "method": spectrum.method,
         "error_bound": spectrum.error_bound,
     }
 
 
-def _relative_norm(module: str, updates: UpdateSet, spectrum: Spectrum) -> float:
-    """Return ‖ΔW‖/‖W‖; NaN without a base or where W is all zero."""
+def _relative_norm(module: str, updates: UpdateSet, frobenius: float) -> float:
+    """Return ‖ΔW‖/‖W‖; NaN where W is all zero or there is none that can be read."""
     if updates.base is None:
         return math.nan
-    norm = torch.linalg.vector_norm(updates.weight(module).double()).item()
-    return math.sqrt(spectrum.energy) / norm if norm else math.nan
+    try:
+        weight = updates.weight(module)
+    except RankscopeError:  # ΔW is known all the same; a note says what is missing
+        return math.nan
+    norm = torch.linalg.vector_norm(weight.double()).item()
+    return frobenius / norm if norm else math.nan
 
 
 def _unchanged(update: Update, is_pair: bool) -> float:

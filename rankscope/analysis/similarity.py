@@ -115,8 +115,10 @@ def similarity(
         A row per module and side: `phi` (rank_a, rank_b), `phi_first` with `p_first`,
         `phi_full` with `chance_full`, `chance_sd`, `z_full`, `p_full` and `p_adjusted`
         (Benjamini-Hochberg over the modules of the side), the principal `cosines` and how
-        many of them lie above `shared_edge`, the 99.9 % chance quantile of the largest one.
-        An update that is all zero has rank 0 and undefined numbers.
+        many of them lie above `shared_edge`, the 99.9 % chance quantile of the largest one
+        (beyond the i + j - d that any two subspaces share). `ambiguous_a` and `ambiguous_b`
+        list the cuts inside a block of equal singular values, where φ means nothing. An
+        update that is zero has rank 0 and undefined numbers.
 
     Raises
     ------
@@ -146,7 +148,14 @@ def similarity(
         seed,
         resolve_device(device),
     )
-    set_a, set_b = opened(a, base, alpha), opened(b, base, alpha)
+    # Base and alpha are for what is not open yet; where both are, opening refuses them.
+    both_open = isinstance(a, UpdateSet) and isinstance(b, UpdateSet)
+    set_a, set_b = (
+        opened(s, None, None)
+        if isinstance(s, UpdateSet) and not both_open
+        else opened(s, base, alpha)
+        for s in (a, b)
+    )
     shared = _shared(set_a, set_b)
     rows, failures = map_modules(
         shared, lambda module: _rows(module, set_a, set_b, options), progress=progress
@@ -162,12 +171,13 @@ def similarity(
                 "vectors": vectors,
                 "max_i": max_i,
                 "max_j": max_j,
-                "alpha": alpha,
+                "alpha": [set_a.alpha, set_b.alpha],
                 "seed": seed,
+                "modules": shared,
             },
             options.device,
         ),
-        notes=tuple(_notes(set_a, set_b, names, table)),
+        notes=tuple(_notes(set_a, set_b, names, vectors, table)),
         failures=tuple(failures),
         names=names,
         unmatched_a=tuple(name for name in set_a.names if name not in set_b),
@@ -216,13 +226,15 @@ def _directions(update: Update, options: _Options, limit: int | None) -> dict[Si
                 fix="use --vectors delta",
             )
         left, right = DenseUpdate(update.up), DenseUpdate(update.down)
+    if options.vectors == "factor" and not svd(update, vectors=False).directions:
+        limit = 0  # an untrained adapter: A alone would still show its initial numbers
     spectra = {"right": svd(right)}
     spectra["left"] = spectra["right"] if left is right else svd(left)
     found: dict[Side, _Directions] = {}
     for side in options.sides:
         spectrum = spectra[side]
         basis = spectrum.right if side == "right" else spectrum.left
-        count = min(spectrum.directions, limit or spectrum.directions)
+        count = spectrum.directions if limit is None else min(spectrum.directions, limit)
         assert basis is not None  # svd() was asked for vectors
         found[side] = _Directions(basis[:, :count], spectrum.values)
     return found
@@ -246,7 +258,7 @@ def _compare(side: Side, a: _Directions, b: _Directions, seed: int) -> dict[str,
         return row
     first, full = float(phi[0, 0]), float(phi[-1, -1])
     expected, sd = float(expected_overlap(i, j, d)), float(overlap_sd(i, j, d))
-    edge = cosine_edge(i, j, d)
+    shared, edge = _shared_directions(cosines, i, j, d)
     return row | {
         "phi_first": first,
         "p_first": overlap_p_value(first, 1, 1, d, seed=seed),
@@ -255,9 +267,22 @@ def _compare(side: Side, a: _Directions, b: _Directions, seed: int) -> dict[str,
         "chance_sd": sd,
         "z_full": (full - expected) / sd if sd else math.nan,
         "p_full": overlap_p_value(full, i, j, d, seed=seed),
-        "shared_directions": shared_directions(cosines, edge),
+        "shared_directions": shared,
         "shared_edge": edge,
     }
+
+
+def _shared_directions(cosines: Tensor, i: int, j: int, d: int) -> tuple[int | None, float]:
+    """Return the number of cosines above the chance edge, and the edge.
+
+    Any two subspaces share i + j - d directions; the other angles are those between the
+    complements. Nothing is left to compare where one of them is the whole space.
+    """
+    forced = max(i + j - d, 0)
+    if d in (i, j):
+        return None, math.nan
+    edge = cosine_edge(d - i, d - j, d) if forced else cosine_edge(i, j, d)
+    return shared_directions(cosines[forced:], edge), edge
 
 
 _COLUMNS = {
@@ -306,16 +331,33 @@ def _random_control(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     )
 
 
-def _notes(a: UpdateSet, b: UpdateSet, names: tuple[str, str], table: pd.DataFrame) -> list[str]:
+def _notes(
+    a: UpdateSet, b: UpdateSet, names: tuple[str, str], vectors: str, table: pd.DataFrame
+) -> list[str]:
     notes = []
     for updates, name, column in ((a, names[0], "rank_a"), (b, names[1], "rank_b")):
         notes += [f"{name}: {note}" for note in updates.notes]
         zero = table[table[column] == 0].module.unique()
         if len(zero):
             notes.append(
-                f"{name}: {len(zero)} updates are all zero (untrained), "
+                f"{name}: {len(zero)} updates are zero (untrained), "
                 f"their similarity is undefined: {', '.join(zero[:3])}"
             )
+    return notes + _caveats(vectors, table)
+
+
+def _caveats(vectors: str, table: pd.DataFrame) -> list[str]:
+    notes = []
+    if vectors == "factor":
+        notes.append(
+            "directions of A and B alone depend on how ΔW is factored, and rows of an A that "
+            "hardly moved are its initial numbers"
+        )
+    tied = sum(1 in a or 1 in b for a, b in zip(table.ambiguous_a, table.ambiguous_b, strict=True))
+    if tied:
+        notes.append(
+            f"in {tied} rows the first singular values are equal: φ(1,1) is arbitrary there"
+        )
     return notes
 
 

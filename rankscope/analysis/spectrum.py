@@ -70,7 +70,10 @@ def spectrum(
     return SpectrumResult(
         table=pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS),
         provenance=provenance(
-            "spectrum", {"source": list(updates.inputs)}, {"alpha": alpha}, device
+            "spectrum",
+            {"source": list(updates.inputs)},
+            {"alpha": updates.alpha, "modules": updates.names},
+            device,
         ),
         notes=updates.notes,
         failures=tuple(failures),

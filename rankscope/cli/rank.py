@@ -43,5 +43,5 @@ def command(
     check_outputs(outputs)
     set_threads(threads)
     updates = selection.open(source, base, alpha)
-    result = rank(updates, alpha=alpha, device=device, progress=not quiet)
+    result = rank(updates, device=device, progress=not quiet)
     deliver(result, as_json=as_json, outputs=outputs, quiet=quiet, verbose=verbose)

@@ -68,7 +68,7 @@ def command(
     check_outputs(outputs)
     set_threads(threads)
     one, two = (selection.open(source, base, alpha) for source in (a, b))
-    result = similarity(one, two, alpha=alpha, progress=not quiet, **options)
+    result = similarity(one, two, progress=not quiet, **options)
     left_over = result.unmatched_a + result.unmatched_b
     if selection.strict and left_over:
         raise SourceError(

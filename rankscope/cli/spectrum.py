@@ -41,5 +41,5 @@ def command(
     check_outputs(outputs)
     set_threads(threads)
     updates = selection.open(source, base, alpha)
-    result = spectrum(updates, alpha=alpha, device=device, progress=not quiet)
+    result = spectrum(updates, device=device, progress=not quiet)
     deliver(result, as_json=as_json, outputs=outputs, quiet=quiet, verbose=verbose)

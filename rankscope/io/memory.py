@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from rankscope.errors import SourceError
+from rankscope.io.names import bare_name
 from rankscope.io.tensors import StateDict, TensorStore
 
 __all__ = ["store_of"]
@@ -52,7 +54,30 @@ def _live_config(model: nn.Module, label: str) -> dict[str, Any] | None:
             got=", ".join(map(str, configs)),
             fix="keep one with model.delete_adapter(name), or save the one you mean",
         )
-    config = next(iter(configs.values()))
+    adapter, config = next(iter(configs.items()))
     content: dict[str, Any] = dict(config.to_dict())
     content["peft_type"] = getattr(content.get("peft_type"), "value", content.get("peft_type"))
-    return content
+    return content | _live_scales(model, adapter, label)
+
+
+def _live_scales(model: nn.Module, adapter: str, label: str) -> dict[str, Any]:
+    """Return the alphas that give each layer the scale it applies at present.
+
+    A live layer may have been rescaled since its configuration was written.
+    """
+    alphas = {}
+    for name, layer in model.named_modules():
+        scaling, ranks = getattr(layer, "scaling", None), getattr(layer, "r", None)
+        if not isinstance(scaling, Mapping) or not isinstance(ranks, Mapping):
+            continue
+        if getattr(layer, "merged", False):
+            raise SourceError(
+                "the adapter is merged into the model",
+                where=f"{label}, module {name!r}",
+                expected="an adapter beside its base weights",
+                got="base weights that contain the update",
+                fix="call model.unmerge_adapter() first",
+            )
+        if adapter in scaling:
+            alphas[f"^{re.escape(bare_name(name))}"] = float(scaling[adapter]) * ranks[adapter]
+    return {"use_rslora": False, "alpha_pattern": alphas} if alphas else {}

@@ -98,15 +98,12 @@ def open_updates(
     2.0000000000000004
     """
     if isinstance(source, UpdateSet):
-        return source
+        return _as_opened(source, base, alpha)
     opened = open_source(source)
     base_store = _base_store(opened, base)
     if opened.family is not None:
-        return _update_set(
-            opened,
-            opened.family.read(Context(opened.store, opened.config, alpha, base_store)),
-            base_store,
-        )
+        context = Context(opened.store, opened.config, alpha, base_store)
+        return _update_set(opened, opened.family.read(context), base_store, alpha)
     if base_store is not None:
         pair = Pair(opened.store, base_store)
         return _update_set(opened, pair.reading(), pair.weights)
@@ -131,7 +128,22 @@ def open_weights(source: Source) -> UpdateSet:
     return _update_set(opened, read_checkpoint(opened.store), None)
 
 
-def _update_set(opened: Opened, reading: Reading, base: TensorStore | None) -> UpdateSet:
+def _as_opened(updates: UpdateSet, base: Source | None, alpha: float | None) -> UpdateSet:
+    """Return an open set, unless what it was opened with is to change now."""
+    if base is not None or (alpha is not None and alpha != updates.alpha):
+        raise SourceError(
+            "the source is open already",
+            where=updates.source,
+            expected="base and alpha when it is opened",
+            got="an UpdateSet, and " + ("base" if base is not None else f"alpha={alpha}"),
+            fix="give them to open_updates(source, base, alpha=…)",
+        )
+    return updates
+
+
+def _update_set(
+    opened: Opened, reading: Reading, base: TensorStore | None, alpha: float | None = None
+) -> UpdateSet:
     stores = [opened.store] if base in (None, opened.store) else [opened.store, base]
     return UpdateSet(
         source=opened.label,
@@ -142,6 +154,7 @@ def _update_set(opened: Opened, reading: Reading, base: TensorStore | None) -> U
         unread=reading.unread,
         notes=reading.notes,
         config=opened.config or {},
+        alpha=alpha,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -25,6 +26,9 @@ from rankscope.io.tensors import TensorStore
 from rankscope.updates import Update
 
 __all__ = ["Site", "UpdateSet"]
+
+
+_PLAIN = ("float64", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class UpdateSet:
         What a reader of the numbers must know.
     config : dict
         What the source says of itself.
+    alpha : float or None
+        LoRA's alpha, where the user gave it.
 
     Examples
     --------
@@ -107,8 +113,18 @@ class UpdateSet:
     unread: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
+    alpha: float | None = None
 
     def __post_init__(self) -> None:
+        twice = [name for name, n in Counter(s.module for s in self.sites).items() if n > 1]
+        if twice:
+            raise SourceError(
+                "two updates of one source have the same name",
+                where=self.source,
+                expected="one update per module",
+                got=f"several of {twice[0]!r}",
+                fix="save the source again without the doubled tensors",
+            )
         ordered = sorted(self.sites, key=lambda site: natural_key(site.module))
         object.__setattr__(self, "sites", tuple(ordered))
 
@@ -244,6 +260,15 @@ class UpdateSet:
                 expected=f"one tensor that ends with {name + '.weight'!r}",
                 got=f"none, or several, of {len(self.base.tensors)}",
                 fix="pass the base that this adapter was trained on",
+            )
+        info = self.base.tensors[stored]
+        if info.dtype not in _PLAIN or f"{stored}_scale" in self.base.tensors:
+            raise SourceError(
+                "the base weight is quantised",
+                where=f"{self.base.label}, tensor {stored!r}",
+                expected=f"one of {', '.join(_PLAIN)}",
+                got=f"{info.dtype}, whose scales are stored apart",
+                fix="give the base in full or half precision",
             )
         tensor = self.base.read(stored)
         if expert is not None and tensor.ndim == 3 and expert < len(tensor):

@@ -112,7 +112,7 @@ def overlap_p_value(phi: ArrayLike, i: int, j: int, d: int, seed: int = 0) -> fl
     * p ≥ 3, d < 16: Monte Carlo of the exact law, (1 + #{≥}) / 50,000, never below 2e-5;
     * else a Beta law with the exact mean and variance. Where it says 0.001 the truth is
       0.0007 to 0.0013 for d ≥ 64, 0.0006 to 0.0022 for 16 ≤ d < 64, largest at p + q = d.
-      Far smaller values tell the order of magnitude only.
+      Of far smaller values the exponent alone means something, right to about 10 %.
 
     Parameters
     ----------

@@ -25,24 +25,22 @@ __all__ = [
 ]
 
 
-def numerical_rank(s: Float[Tensor, " k"], shape: tuple[int, int]) -> int:
-    """Return the number of singular values above ``max(shape) * eps * s[0]``, in float64.
+def numerical_rank(s: Float[Tensor, " k"], tolerance: float) -> int:
+    """Return the number of singular values above `tolerance`.
 
     Parameters
     ----------
     s : (k,) Tensor
-        Singular values, descending.
-    shape : (int, int)
-        Of the matrix.
+        Singular values.
+    tolerance : float
+        In their unit; ``Spectrum.error_bound``, which is ``max(out, in) * eps * s[0]`` in
+        float64.
 
     Examples
     --------
-    >>> numerical_rank(torch.tensor([2.0, 1.0, 0.0]), (3, 3))
+    >>> numerical_rank(torch.tensor([2.0, 1.0, 0.0]), tolerance=1e-15)
     2
     """
-    if not len(s):
-        return 0
-    tolerance = max(shape) * torch.finfo(torch.float64).eps * s[0]
     return int((s > tolerance).sum())  # strict: an all-zero update has rank 0
 
 
@@ -67,7 +65,8 @@ def stable_rank(s: Float[Tensor, " k"], energy: float | None = None) -> float:
     """
     squares = s.double().square()
     total = squares.sum().item() if energy is None else energy
-    return total / squares[0].item() if total else math.nan
+    # Never below 1, where round-off would put a rank-one update.
+    return max(total / squares[0].item(), 1.0) if total else math.nan
 
 
 def participation_rank(s: Float[Tensor, " k"]) -> float:
