@@ -45,6 +45,16 @@ NAMES = {
     "transformer.h.4.self_attention.query_key_value": (4, "other"),
     "transformer.h.4.mlp.dense_4h_to_h": (4, "down"),
     "000": (None, "other"),
+    "encoder.block.0.layer.1.DenseReluDense.wo": (0, "down"),
+    "encoder.block.0.layer.1.DenseReluDense.wi_0": (0, "gate"),
+    "encoder.block.0.layer.1.DenseReluDense.wi_1": (0, "up"),
+    "encoder.block.0.layer.0.SelfAttention.o": (0, "o"),
+    "bert.encoder.layer.0.crossattention.output.dense": (0, "o"),
+    "decoder.layers.0.encoder_attn.out_proj": (0, "o"),
+    "transformer.h.0.crossattention.c_proj": (0, "o"),
+    "layers.0.attention.wo": (0, "o"),
+    "model.layers.0.block_sparse_moe.gate": (0, "other"),
+    "model.layers.0.mlp.gate": (0, "other"),
 }
 
 
@@ -381,3 +391,51 @@ def test_two_tensors_of_one_module_are_refused():
     base = {"x": torch.zeros(2, 2), "x.weight": torch.zeros(2, 2)}
     with pytest.raises(SourceError, match="same name"):
         rs.open_updates({name: tensor + 1 for name, tensor in base.items()}, base)
+
+
+def test_one_tower_is_not_the_whole_model(rng):
+    base = {"layers.0.q.weight": torch.ones(12, 8)}
+    adapter = peft_tensors(["vision_model.layers.0.q"], 2, rng)
+    with pytest.raises(SourceError, match="no weight for this module"):
+        rs.open_updates(adapter, base).weight("vision_model.layers.0.q")
+    adapter = peft_tensors(["bert.layers.0.q"], 2, rng)
+    assert rs.open_updates(adapter, base).weight("bert.layers.0.q").shape == (12, 8)
+
+
+def test_orientation_may_be_told_by_the_base_alone(rng):
+    base = {
+        "h.0.attn.c_attn.weight": gaussian(8, 24, rng=rng),
+        "h.0.attn.c_proj.weight": gaussian(8, 8, rng=rng),
+    }
+    change = gaussian(8, 8, rng=rng)
+    tuned = {"h.0.attn.c_proj.weight": base["h.0.attn.c_proj.weight"] + change}
+    torch.testing.assert_close(rs.open_updates(tuned, base)["h.0.attn.c_proj"].dense(), change.T)
+
+
+def test_stored_dtype_of_a_pair_is_the_coarser_one(rng):
+    plain, rounded = gaussian(8, 8, rng=rng).float(), gaussian(8, 8, rng=rng).bfloat16()
+    for tuned, base in ((plain, rounded), (rounded, plain)):
+        site = rs.open_updates({"w.weight": tuned}, {"w.weight": base}).sites[0]
+        assert site.dtype == "bfloat16"
+
+
+def test_provenance_tells_adapters_and_configurations_apart(tmp_path, rng):
+    one = write_peft(tmp_path / "one", peft_tensors(["a.0.q"], 4, rng))
+    two = write_peft(tmp_path / "two", peft_tensors(["a.0.q"], 4, rng), lora_alpha=16)
+    first, second = (rs.open_updates(folder).inputs for folder in (one, two))
+    assert first[0]["sha256"] == second[0]["sha256"]  # the headers are alike
+    assert first[0]["content_sha256"] != second[0]["content_sha256"]
+    assert first[1]["path"].endswith("adapter_config.json")
+    assert first[1]["sha256"] != second[1]["sha256"]
+
+
+@pytest.mark.parametrize("length", [0x80, 0x4B50])
+def test_a_safetensors_header_of_any_length_is_one(tmp_path, length):
+    # Its low bytes may look like the first ones of a pickle or a zip.
+    path = tmp_path / "x.safetensors"
+    save_file({"w_a_000": torch.ones(2, 3), "w_b_000": torch.ones(3, 2)}, path)
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + size].rstrip().ljust(length)
+    path.write_bytes(length.to_bytes(8, "little") + header + content[8 + size :])
+    assert len(rs.open_updates(path)) == 1

@@ -31,12 +31,13 @@ _PATTERNS = (
     ("q", r"q|q_proj|q_lin|query|to_q|wq|q_attn|add_q_proj"),
     ("k", r"k|k_proj|k_lin|key|to_k|wk|add_k_proj"),
     ("v", r"v|v_proj|v_lin|value|to_v|wv|add_v_proj"),
-    ("o", r"o|o_proj|out_lin|to_out(\.0)?|to_add_out|output_proj|wo"
-          r"|(attn|self_attn|attention)(\.\w+)*\.(out_proj|proj|c_proj|dense)|self_attention\.dense|attention\.output\.dense"),
-    ("gate", r"gate|gate_proj|w1"),
-    ("up", r"up|up_proj|w3|fc1|fc_1|lin1|c_fc|fc_in|wi|intermediate\.dense|dense_h_to_4h"
+    ("o", r"o|o_proj|out_lin|to_out(\.0)?|to_add_out|output_proj|attention\.wo"
+          r"|\w*(attn|attention)(\.\w+)*\.(out_proj|proj|c_proj|dense)"),
+    # A bare "gate" is a router of experts as often as a gate.
+    ("gate", r"gate_proj|w1|wi_0"),
+    ("up", r"up|up_proj|w3|fc1|fc_1|lin1|c_fc|fc_in|wi|wi_1|intermediate\.dense|dense_h_to_4h"
            r"|ff(_context)?\.net\.0\.proj"),
-    ("down", r"down|down_proj|w2|fc2|fc_2|lin2|fc_out|mlp\.(c_proj|proj)|output\.dense"
+    ("down", r"down|down_proj|w2|fc2|fc_2|lin2|fc_out|wo|mlp\.(c_proj|proj)|output\.dense"
              r"|dense_4h_to_h|ff(_context)?\.net\.2"),
     ("head", r"head|lm_head|output|score|classifier(\.\w+)*|embed_out|qa_outputs"),
     ("embed", r"embed|embeddings?|\w*embed_tokens|\w*embed_positions|positions|wte|wpe|shared"
@@ -48,11 +49,13 @@ _KINDS = [(kind, re.compile(rf"(?:^|\.)(?:{names})(?:\[\d+\])?$")) for kind, nam
 
 def _flattened(names: str) -> str:
     # "\w" would run over the separators; one word between is all that occurs.
-    return names.replace(r"(\.\w+)*", "(_[a-z]+)?").replace(r"\.", "_")
+    one_word = names.replace(r"(\.\w+)*", "(_[a-z]+)?").replace(r"\w*", "[a-z0-9]*")
+    return one_word.replace(r"\.", "_")
 
 
 _FLAT_KINDS = [(kind, re.compile(rf"_(?:{_flattened(names)})$")) for kind, names in _PATTERNS]
 
+_TOWER = re.compile(r"(vision|visual|text|audio|image|speech)(_|$)|(en|de)coder$|unet$")
 _WRAPPER = re.compile(r"\.(base_layer|original_module|token_adapter)(?=\.|$)")
 _CONV1D = re.compile(r"(.*\.)?(c_attn|c_proj|c_fc|q_attn)(\.weight)?$")
 
@@ -119,7 +122,8 @@ def base_name(module: str, names: Iterable[str]) -> str | None:
     """Return which of a base's tensor names is a module's weight; None if it is not certain.
 
     The module's own name is best; else the one path in the same layer that ends with the
-    other, as where an adapter was saved from an inner or outer model.
+    other, as where an adapter was saved from an inner or outer model. One tower of a model of
+    several is not the whole: ``vision_model.layers.0.q`` is not ``layers.0.q``.
 
     Examples
     --------
@@ -137,7 +141,11 @@ def base_name(module: str, names: Iterable[str]) -> str | None:
 
 
 def _one_ends_the_other(one: str, other: str) -> bool:
-    return one.endswith(f".{other}") or other.endswith(f".{one}")
+    short, long = sorted((one, other), key=len)
+    if not long.endswith(f".{short}"):
+        return False
+    before = long.removesuffix(f".{short}").split(".")
+    return not any(_TOWER.match(segment) for segment in before)
 
 
 def stored_transposed(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:

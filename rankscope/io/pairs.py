@@ -140,7 +140,9 @@ def _reading(
     notes: tuple[str, ...],
 ) -> Reading:
     read = {store.parts[name].name for name in names}
-    shapes = {name: info.shape for name, info in store.tensors.items()}
+    # The tell-tale neighbour may be in the base alone.
+    both = {**(base.tensors if base is not None else {}), **store.tensors}
+    shapes = {name: info.shape for name, info in both.items()}
     return Reading(
         format=format_,
         sites=tuple(_site(store, base, name, stored_transposed(name, shapes)) for name in names),
@@ -181,9 +183,14 @@ def _site(store: TensorStore, base: TensorStore | None, name: str, transposed: b
         shape=(columns, rows) if transposed else (rows, columns),
         rank=None,
         scale=None,
-        dtype=info.dtype,
+        dtype=info.dtype if base is None else _coarser(info.dtype, base.tensors[name].dtype),
         recipe=recipe,
     )
+
+
+def _coarser(one: str, other: str) -> str:
+    """Return the dtype that rounds more: its rounding is in the difference."""
+    return max(one, other, key=("float64", "float32", "float16", "bfloat16").index)
 
 
 def _notes(store: Aligned) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ class Opened:
     store: TensorStore
     config: dict[str, Any] | None
     family: Family | None
+    config_path: Path | None = None
 
     @property
     def label(self) -> str:
@@ -53,12 +55,14 @@ def open_source(source: Source) -> Opened:
     if isinstance(source, str | os.PathLike):
         path = _locate(source)
         store: TensorStore = open_store(path)
-        config = _read_config(path.parent / "adapter_config.json")
+        config_path = path.parent / "adapter_config.json"
+        config = _read_config(config_path)
     else:
         store, config = store_of(source)
+        config_path = None
     store = cleaned(store)
     family = next((f for f in FAMILIES if f.recognises(store.tensors)), None)
-    return Opened(store, config, family)
+    return Opened(store, config, family, None if config is None else config_path)
 
 
 def open_updates(
@@ -144,18 +148,47 @@ def _as_opened(updates: UpdateSet, base: Source | None, alpha: float | None) -> 
 def _update_set(
     opened: Opened, reading: Reading, base: TensorStore | None, alpha: float | None = None
 ) -> UpdateSet:
-    stores = [opened.store] if base in (None, opened.store) else [opened.store, base]
+    stores = [opened.store]
+    if base is not None and base is not opened.store:
+        stores.append(base)
     return UpdateSet(
         source=opened.label,
         format=reading.format,
         sites=reading.sites,
         base=base,
-        inputs=tuple(file for store in stores if store is not None for file in store.files),
+        inputs=_inputs(opened, stores),
         unread=reading.unread,
         notes=reading.notes,
         config=opened.config or {},
         alpha=alpha,
     )
+
+
+def _inputs(opened: Opened, stores: list[TensorStore]) -> tuple[dict[str, Any], ...]:
+    """Return a record of every file that decides a number.
+
+    Headers tell two checkpoints of one architecture not apart: adapters are small enough to
+    hash their content as well.
+    """
+    files = [file for store in stores for file in store.files]
+    if opened.family is not None:
+        own = {file["path"] for file in opened.store.files}
+        files = [
+            file | {"content_sha256": _content_hash(Path(file["path"]))}
+            if file["path"] in own and file["path"] is not None
+            else file
+            for file in files
+        ]
+    if opened.config_path is not None:
+        size, digest = opened.config_path.stat().st_size, _content_hash(opened.config_path)
+        record = {"path": str(opened.config_path), "bytes": size, "sha256": digest}
+        files.append(record | {"content_sha256": digest})
+    return tuple(files)
+
+
+def _content_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _base_store(opened: Opened, base: Source | None) -> TensorStore | None:
