@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from rankscope.analysis.formats import formats as formats
     from rankscope.analysis.info import info as info
     from rankscope.analysis.rank import rank as rank
     from rankscope.analysis.similarity import similarity as similarity
@@ -54,6 +55,7 @@ _HOMES = {
     "figure_rank": "plots",
     "figure_similarity": "plots",
     "figure_spectrum": "plots",
+    "formats": "analysis.formats",
     "info": "analysis.info",
     "open_updates": "io.sources",
     "plot_rank": "plots",

@@ -317,8 +317,8 @@ def test_missing_file_and_unusable_objects(tmp_path):
         rs.open_updates(tmp_path / "none.safetensors")
     with pytest.raises(SourceError, match="not understood"):
         rs.open_updates(3)
-    with pytest.raises(SourceError, match="hub addresses"):
-        rs.open_updates("hf://org/name")
+    with pytest.raises(SourceError, match="no address on the hub"):
+        rs.open_updates("hf://name")
 
 
 def test_permission_denied(tmp_path, monkeypatch):

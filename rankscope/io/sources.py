@@ -16,9 +16,12 @@ from rankscope.errors import AdapterError, SourceError, os_reason
 from rankscope.io.adapters import FAMILIES
 from rankscope.io.adapters.family import Context, Family, Reading
 from rankscope.io.containers.folder import locate
+from rankscope.io.containers.gguf_file import check_no_stacks
 from rankscope.io.containers.lens import cleaned
+from rankscope.io.hub import PREFIX, download
 from rankscope.io.memory import store_of
 from rankscope.io.pairs import Pair, read_checkpoint
+from rankscope.io.quantized import dequantised, dequantised_in_memory
 from rankscope.io.tensors import TensorStore, open_store
 from rankscope.io.updateset import UpdateSet
 
@@ -62,6 +65,10 @@ def open_source(source: Source) -> Opened:
         config_path = None
     store = cleaned(store)
     family = next((f for f in FAMILIES if f.recognises(store.tensors)), None)
+    if family is None:
+        store = dequantised(store, None if config_path is None else config_path.parent)
+    elif _holds_its_base(store):
+        store = dequantised_in_memory(store)
     return Opened(store, config, family, None if config is None else config_path)
 
 
@@ -109,6 +116,7 @@ def open_updates(
         context = Context(opened.store, opened.config, alpha, base_store)
         return _update_set(opened, opened.family.read(context), base_store, alpha)
     if base_store is not None:
+        check_no_stacks(opened.store)
         pair = Pair(opened.store, base_store)
         return _update_set(opened, pair.reading(), pair.weights)
     raise SourceError(
@@ -129,6 +137,7 @@ def open_weights(source: Source) -> UpdateSet:
         If the source cannot be read.
     """
     opened = open_source(source)
+    check_no_stacks(opened.store)
     return _update_set(opened, read_checkpoint(opened.store), None)
 
 
@@ -194,10 +203,12 @@ def _content_hash(path: Path) -> str:
 def _base_store(opened: Opened, base: Source | None) -> TensorStore | None:
     if base is not None:
         return open_source(base).store
-    own = opened.family is not None and any(
-        name.endswith(".base_layer.weight") for name in opened.store.tensors
-    )
+    own = opened.family is not None and _holds_its_base(opened.store)
     return opened.store if own else None
+
+
+def _holds_its_base(store: TensorStore) -> bool:
+    return any(name.endswith(".base_layer.weight") for name in store.tensors)
 
 
 def _shown(store: TensorStore) -> str:
@@ -208,14 +219,8 @@ def _shown(store: TensorStore) -> str:
 def _locate(source: str | os.PathLike[str]) -> Path:
     """Return the one file of tensors that a path means."""
     text = os.fspath(source)
-    if text.startswith("hf://"):
-        raise SourceError(
-            "hub addresses are not read yet",
-            where=text,
-            expected="a local file or folder",
-            got="an hf:// address",
-            fix="download it with huggingface-cli download, then name the folder",
-        )
+    if text.startswith(PREFIX):
+        return download(text)
     return locate(Path(text).expanduser())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from rankscope.io.names import (
     stored_transposed,
 )
 from rankscope.io.recipes import Difference, Recipe
+from rankscope.io.save import save_adapter
 from rankscope.io.tensors import TensorStore
 from rankscope.updates import Update
 
@@ -234,6 +236,18 @@ class UpdateSet:
             )
         return next(iter(found))
 
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write low-rank updates as a PEFT adapter, see `rankscope.io.save.save_adapter`.
+
+        Raises
+        ------
+        AdapterError
+            If one of the updates is dense or cannot be a module of a PEFT adapter.
+        OutputError
+            If the folder cannot be written.
+        """
+        save_adapter(self, folder)
+
     def weight(self, name: str) -> Tensor:
         """Return the base weight W of a module, canonical (out, in), as it is stored.
 
@@ -268,7 +282,7 @@ class UpdateSet:
                 where=f"{self.base.label}, tensor {stored!r}",
                 expected=f"one of {', '.join(_PLAIN)}",
                 got=f"{info.dtype}, whose scales are stored apart",
-                fix="give the base in full or half precision",
+                fix="give the whole checkpoint with its config.json, or one in half precision",
             )
         tensor = self.base.read(stored)
         if expert is not None and tensor.ndim == 3 and expert < len(tensor):

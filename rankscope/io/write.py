@@ -70,7 +70,11 @@ def _umask() -> int:
 def write_json(path: str | os.PathLike[str], content: object) -> None:
     """Write `content` as indented JSON, atomically; NaN is refused, as JSON has none."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        temporary.write_text(_json(content))
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def write_tensors(
@@ -82,9 +86,15 @@ def write_tensors(
 
     The header records ``format: pt`` so that other libraries know the dtype conventions.
     """
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file(contiguous, temporary, {"format": "pt", **(metadata or {})})
+        _save(temporary, tensors, metadata)
+
+
+def _save(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, path, {"format": "pt", **(metadata or {})})
 
 
 def write_adapter(
@@ -104,5 +114,10 @@ def write_adapter(
     config : mapping
         At least ``r``, ``lora_alpha`` and ``target_modules``; ``peft_type`` is set to LORA.
     """
-    write_json(Path(folder) / "adapter_config.json", {"peft_type": "LORA", **config})
-    write_tensors(Path(folder) / "adapter_model.safetensors", tensors)
+    config_path, weights_path = (
+        Path(folder) / name for name in ("adapter_config.json", "adapter_model.safetensors")
+    )
+    # Nested, so that neither file takes its place unless both could be written.
+    with replacing(config_path) as new_config, replacing(weights_path) as new_weights:
+        new_config.write_text(_json({"peft_type": "LORA", **config}))
+        _save(new_weights, tensors)

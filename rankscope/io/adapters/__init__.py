@@ -9,6 +9,7 @@ from rankscope.io.adapters import (
     cloneofsimo,
     diffusers,
     generic,
+    gguf,
     kohya,
     litgpt,
     loralib,
@@ -23,6 +24,7 @@ __all__ = ["FAMILIES", "Context", "Family", "Reading"]
 
 # The first that recognises a file reads it: the narrower stand before the wider.
 FAMILIES: tuple[Family, ...] = (
+    gguf.FAMILY,
     litgpt.FAMILY,
     loralib.FAMILY,
     loralib.MERGED,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rankscope.errors import SourceError, os_reason
 from rankscope.io.containers.arrays import ArraysFile
+from rankscope.io.containers.gguf_file import GGUFFile
 from rankscope.io.containers.safetensors_file import SafetensorsFile
 from rankscope.io.containers.sharded import INDEX_SUFFIXES, Sharded
 from rankscope.io.containers.store import TensorStore, check_names, printable
@@ -22,7 +23,7 @@ FOREIGN = {
     ".ckpt.index": ("a TensorFlow checkpoint", "load it with from_tf=True and save it again"),
     ".onnx": ("an ONNX graph", "use the checkpoint that it was exported from"),
     ".nemo": ("a NeMo archive", "convert it to Hugging Face format with NeMo's own script"),
-    ".gguf": ("a GGUF file", "use the checkpoint that it was converted from"),
+    ".gguf": ("a GGUF file", "name the file itself; if it is named, download it again"),
     ".distcp": ("a shard of a distributed checkpoint", "name its folder"),
 }
 
@@ -72,6 +73,8 @@ def _container(path: Path, head: bytes) -> TensorStore:
     # First: the length before the brace may spell the other containers' first bytes.
     if head[8:9] == b"{":
         return SafetensorsFile(path)
+    if head[:4] == b"GGUF":
+        return GGUFFile(path)
     if head[:2] == b"PK" and _holds_arrays(path):
         return ArraysFile(path)
     if head[:2] == b"PK" or head[:1] == b"\x80":
@@ -88,7 +91,7 @@ def _container(path: Path, head: bytes) -> TensorStore:
     raise SourceError(
         "not a file of tensors",
         where=printable(str(path)),
-        expected="safetensors, a torch.save archive (.bin, .pt, .pth), or .npz",
+        expected="safetensors, a torch.save archive (.bin, .pt, .pth), .npz or .gguf",
         got=kind,
         fix=fix,
     )
