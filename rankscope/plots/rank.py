@@ -191,7 +191,7 @@ def _mark_ceiling(ax: Axes, ceilings: NDArray[np.float64], values: NDArray[np.fl
     for level in near:
         ax.axhline(level, color="0.4", linestyle="--", linewidth=0.7, label="_ceiling")
     if near.size:
-        words, height = f"ceiling {near[-1]:g}", float(near[-1])
+        words, height = "ceiling " + ", ".join(f"{n:g}" for n in near[-4:]), float(near[-1])
         ax.annotate(
             words,
             (1.0, height),

@@ -32,7 +32,7 @@ def figure_bytes(figure: Figure, format: str = "svg") -> bytes:
     Parameters
     ----------
     figure : Figure
-        Any figure; it is neither shown nor closed.
+        Any figure; it is neither shown nor closed, but its layout is settled.
     format : {"svg", "pdf", "png"}
         The file format. Heat maps are pixels at 300 dpi in all three, everything else is
         drawn as lines and text.
@@ -62,8 +62,22 @@ def figure_bytes(figure: Figure, format: str = "svg") -> bytes:
         )
     buffer = io.BytesIO()
     with theme():
+        _settle(figure)
         figure.savefig(buffer, format=format, dpi=300, metadata=_METADATA[format])
     return buffer.getvalue()
+
+
+def _settle(figure: Figure) -> None:
+    """Fix every axes where the layout puts it, rounded.
+
+    The layout's solver adds in an order that varies from run to run: its last bits differ, and
+    with them the names of clip paths in an SVG.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        bounds = [round(bound, 6) for bound in axes.get_position(original=True).bounds]
+        axes.set_position((bounds[0], bounds[1], bounds[2], bounds[3]))
 
 
 def save_figure(
@@ -74,7 +88,7 @@ def save_figure(
     Parameters
     ----------
     figure : Figure
-        Any figure; it is neither shown nor closed.
+        Any figure; it is neither shown nor closed, but its layout is settled.
     path : str or path
         Where to write. The folder must exist; a file there is overwritten.
     format : {"svg", "pdf", "png"}, optional

@@ -13,6 +13,7 @@ from typing import Any
 
 from rankscope.io.adapters import lycoris_formulas as formulas
 from rankscope.io.adapters.lycoris_parts import Parts
+from rankscope.io.adapters.products import hadamard, kronecker
 from rankscope.updates import Update
 
 __all__ = ["METHODS", "Draft", "Method", "draft_of"]
@@ -141,7 +142,7 @@ def _loha(parts: Parts) -> Draft:
     parts.check(one[:2] == two[:2], "two products of one shape", *METHODS["loha"].parts)
     rows, columns, rank = one
     return Draft(
-        function=formulas.hadamard,
+        function=hadamard,
         tensors=_arguments(parts, METHODS["loha"].parts, "hada_"),
         rows=rows,
         columns=columns,
@@ -156,7 +157,7 @@ def _lokr(parts: Parts) -> Draft:
     (rows1, columns1, rank1), (rows2, columns2, rank2) = (_kron_half(parts, s) for s in "12")
     rank = rank1 if rank2 is None else rank2
     return Draft(
-        function=formulas.kronecker,
+        function=kronecker,
         tensors=_arguments(parts, METHODS["lokr"].parts, "lokr_"),
         rows=rows1 * rows2,
         columns=columns1 * columns2,

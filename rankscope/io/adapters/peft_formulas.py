@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from rankscope.io.adapters.products import kronecker
 from rankscope.updates import DenseUpdate, FactoredUpdate, Update
 
 __all__ = [
@@ -20,7 +21,6 @@ __all__ = [
     "dora_embedding",
     "expert",
     "ia3",
-    "loha",
     "lokr",
     "oft",
     "olora",
@@ -75,31 +75,6 @@ def vera(a: Tensor, b: Tensor, lambda_b: Tensor, lambda_d: Tensor, columns: int)
     return FactoredUpdate(up, lambda_d[:, None] * a[:, :columns])
 
 
-def loha(
-    w1_a: Tensor,
-    w1_b: Tensor,
-    w2_a: Tensor,
-    w2_b: Tensor,
-    t1: Tensor | None = None,
-    t2: Tensor | None = None,
-    scale: float = 1.0,
-) -> FactoredUpdate:
-    """Return s·(W₁ₐ·W₁ᵦ)∘(W₂ₐ·W₂ᵦ), factored: row-wise Khatri–Rao products, of rank r².
-
-    With cores t (r, r, kernel…) each side is ``einsum("ij…,ip,jq->pq…", t, a, b)``.
-
-    Examples
-    --------
-    >>> one, two = torch.ones(2, 1), torch.ones(1, 2)
-    >>> loha(one, two, 2 * one, 3 * two).dense().tolist()
-    [[6.0, 6.0], [6.0, 6.0]]
-    """
-    (up1, down1), (up2, down2) = _side(w1_a, w1_b, t1), _side(w2_a, w2_b, t2)
-    up = (up1[:, :, None] * up2[:, None, :]).flatten(1)
-    down = (down1[:, None, :] * down2[None, :, :]).flatten(0, 1)
-    return FactoredUpdate(up, down, scale)
-
-
 def lokr(
     w1: Tensor | None = None,
     w1_a: Tensor | None = None,
@@ -110,17 +85,13 @@ def lokr(
     t2: Tensor | None = None,
     scale: float = 1.0,
 ) -> Update:
-    """Return s·(W₁ ⊗ W₂), factored where a side is: (a₁b₁) ⊗ (a₂b₂) = (a₁⊗a₂)(b₁⊗b₂)."""
+    """Return s·(W₁ ⊗ W₂) by `kronecker`, with PEFT's own layout of 1-d convolutions."""
     if w2 is not None and w2.ndim == 3:
         # PEFT aligns a one-dimensional convolution's three axes with W₁'s two from the right.
         full = w1 if w1_a is None or w1_b is None else w1_a @ w1_b
         assert full is not None
         return DenseUpdate(scale * torch.kron(full[None], w2).reshape(len(full) * len(w2), -1))
-    if w1 is not None and w2 is not None:
-        return DenseUpdate(scale * _kron(w1, w2.flatten(1)))
-    up1, down1 = _split(w1, w1_a, w1_b, None)
-    up2, down2 = _split(w2, w2_a, w2_b, t2)
-    return FactoredUpdate(_kron(up1, up2), _kron(down1, down2), scale)
+    return kronecker(w1=w1, w1_a=w1_a, w1_b=w1_b, w2=w2, w2_a=w2_a, w2_b=w2_b, t2=t2, scale=scale)
 
 
 def oft(
@@ -219,33 +190,6 @@ def tokens(rows: Tensor, weight: Tensor, indices: tuple[int, ...]) -> FactoredUp
 
 def _less(up: Tensor, down: Tensor, scale: float, up0: Tensor, down0: Tensor) -> FactoredUpdate:
     return FactoredUpdate(torch.cat([scale * up, -up0], dim=1), torch.cat([down, down0]))
-
-
-def _side(a: Tensor, b: Tensor, core: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the (out, r) and (r, in·kernel) factors of ``a @ b``, or of a Tucker core's."""
-    if core is None:
-        return a, b.flatten(1)
-    return a.T, torch.einsum("ijk,jq->iqk", core.flatten(2), b).flatten(1)
-
-
-def _split(
-    full: Tensor | None, a: Tensor | None, b: Tensor | None, core: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return two factors of one side of a Kronecker product; a full side keeps its rank."""
-    if a is not None and b is not None:
-        return _side(a, b, core)
-    assert full is not None
-    flat = full.flatten(1)
-    rows, columns = flat.shape
-    if columns <= rows:
-        return flat, torch.eye(columns, dtype=flat.dtype)
-    return torch.eye(rows, dtype=flat.dtype), flat
-
-
-def _kron(a: Tensor, b: Tensor) -> Tensor:
-    # torch.kron wants to view its arguments, which fails on transposed ones.
-    product = a[:, None, :, None] * b[None, :, None, :]
-    return product.reshape(len(a) * len(b), -1)
 
 
 def _block_size(entries: int) -> int:

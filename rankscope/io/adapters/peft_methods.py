@@ -10,6 +10,7 @@ from rankscope.io.adapters import peft_formulas as formulas
 from rankscope.io.adapters.family import formula_site
 from rankscope.io.adapters.peft_job import Job
 from rankscope.io.adapters.peft_keys import Part
+from rankscope.io.adapters.products import hadamard
 from rankscope.io.updateset import Site
 
 __all__ = [
@@ -102,7 +103,7 @@ def loha_sites(job: Job, part: Part) -> Iterator[Site]:
     yield formula_site(
         job.store,
         part.module,
-        formulas.loha,
+        hadamard,
         tensors,
         shape=(out, in_),
         rank=rank,

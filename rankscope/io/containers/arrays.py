@@ -6,7 +6,6 @@ import hashlib
 import zipfile
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import IO, Any, final
 
 import numpy as np
@@ -16,7 +15,12 @@ from typing_extensions import override
 
 from rankscope.errors import SourceError
 from rankscope.io.containers.archive import check_sizes
-from rankscope.io.containers.store import TensorInfo, TensorStore, file_record, printable
+from rankscope.io.containers.store import (
+    FileStore,
+    TensorInfo,
+    file_record,
+    printable,
+)
 
 __all__ = ["ArraysFile"]
 
@@ -27,15 +31,8 @@ _HEADERS = {
 
 
 @final
-class ArraysFile(TensorStore):
+class ArraysFile(FileStore):
     """A NumPy archive; arrays are unpacked one at a time, Python objects never."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.label = printable(str(path))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "label": self.label}
 
     @cached_property
     @override

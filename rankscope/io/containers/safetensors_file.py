@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any, final
 
 from safetensors import SafetensorError, safe_open
@@ -15,7 +14,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from rankscope.errors import SourceError
-from rankscope.io.containers.store import TensorInfo, TensorStore, file_record, printable
+from rankscope.io.containers.store import (
+    FileStore,
+    TensorInfo,
+    file_record,
+    printable,
+)
 
 __all__ = ["SafetensorsFile"]
 
@@ -40,15 +44,8 @@ _DTYPES = {
 
 
 @final
-class SafetensorsFile(TensorStore):
+class SafetensorsFile(FileStore):
     """One safetensors file, memory-mapped; picklable, it opens again where it is used."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.label = printable(str(path))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "label": self.label}
 
     @cached_property
     def _file(self) -> Any:

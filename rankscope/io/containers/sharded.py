@@ -15,7 +15,13 @@ from typing_extensions import override
 from rankscope.errors import SourceError, os_reason
 from rankscope.io.containers.paths import check_inside
 from rankscope.io.containers.safetensors_file import SafetensorsFile
-from rankscope.io.containers.store import TensorInfo, TensorStore, file_record, printable
+from rankscope.io.containers.store import (
+    FileStore,
+    TensorInfo,
+    TensorStore,
+    file_record,
+    printable,
+)
 from rankscope.io.containers.torch_file import TorchFile
 
 __all__ = ["INDEX_SUFFIXES", "Sharded"]
@@ -30,15 +36,8 @@ _SHARDS = 10_000
 
 
 @final
-class Sharded(TensorStore):
+class Sharded(FileStore):
     """The shards that an index lists; what else lies in the folder is not looked at."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.label = printable(str(path))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "label": self.label}
 
     @cached_property
     def _index(self) -> dict[str, str]:

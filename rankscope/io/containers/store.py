@@ -14,7 +14,15 @@ from torch import Tensor
 
 from rankscope.errors import SourceError
 
-__all__ = ["TensorInfo", "TensorStore", "check_names", "describe", "file_record", "printable"]
+__all__ = [
+    "FileStore",
+    "TensorInfo",
+    "TensorStore",
+    "check_names",
+    "describe",
+    "file_record",
+    "printable",
+]
 
 # Dtypes of safetensors that torch packs or lacks.
 _PACKED_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
@@ -79,6 +87,18 @@ class TensorStore(ABC):
     def files(self) -> tuple[dict[str, Any], ...]:
         """The provenance of every file read, where a container is several."""
         return (self.provenance,)
+
+
+class FileStore(TensorStore):
+    """Named tensors of one file; picklable, it opens again where it is used."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.label = printable(str(path))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open handles and what was read through them stay in this process.
+        return {"path": self.path, "label": self.label}
 
 
 def describe(content: Mapping[str, Tensor]) -> dict[str, TensorInfo]:

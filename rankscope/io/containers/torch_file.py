@@ -23,8 +23,8 @@ from rankscope.errors import SourceError
 from rankscope.io.containers.archive import check_stored
 from rankscope.io.containers.nesting import peeled
 from rankscope.io.containers.store import (
+    FileStore,
     TensorInfo,
-    TensorStore,
     describe,
     file_record,
     printable,
@@ -38,15 +38,8 @@ _FILLER = re.compile(rb"c(__builtin__|builtins)\nbytearray\n")
 
 
 @final
-class TorchFile(TensorStore):
+class TorchFile(FileStore):
     """A ``torch.save`` archive of tensors, loaded without executing anything in it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.label = printable(str(path))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "label": self.label}
 
     @cached_property
     def _content(self) -> dict[str, Tensor]:
