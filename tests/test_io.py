@@ -53,6 +53,10 @@ NAMES = {
     "decoder.layers.0.encoder_attn.out_proj": (0, "o"),
     "transformer.h.0.crossattention.c_proj": (0, "o"),
     "layers.0.attention.wo": (0, "o"),
+    "blk.3.attn_q": (3, "q"),
+    "blk.3.attn_output": (3, "o"),
+    "blk.3.ffn_down": (3, "down"),
+    "token_embd": (None, "embed"),
     "model.layers.0.block_sparse_moe.gate": (0, "other"),
     "model.layers.0.mlp.gate": (0, "other"),
 }

@@ -31,17 +31,18 @@ _ROWS = (
     ),
     ("diffusers", "three generations of keys", "the formula; PEFT for the header's alpha", None),
     ("loralib", "Linear, Embedding, Conv, MergedLinear", "loralib's train against eval", None),
-    ("cloneofsimo", "safetensors and lists in .pt", "the formula", None),
+    ("cloneofsimo", "safetensors", "the formula", None),
     ("mlx", "LoRA and DoRA, safetensors and npz", "the formula", "DoRA"),
-    ("gguf", "LoRA of llama.cpp", "the formula", None),
+    ("gguf", "LoRA of llama.cpp", "the formula, with gguf-py's own writer", None),
     ("torchtune", "LoRA", "the formula", None),
     ("litgpt", "LoRA, fused projections", "the formula", None),
     ("w_a/w_b", "numbered pairs, at scale 1 unless --alpha", "the product", None),
     ("generic", "any two factors that chain, at scale 1 unless --alpha", "the product", None),
     (
         "pair",
-        "fine-tuned checkpoint and base: safetensors, .bin, .pt, .pth, sharded or not, .npz",
-        "the difference",
+        "fine-tuned checkpoint and base: safetensors, .bin, .pt, .pth, sharded or not, .npz; "
+        "bases also GGUF and quantised: bitsandbytes, GPTQ, AWQ, FP8, MXFP4, compressed-tensors",
+        "the difference; the formats' own libraries for quantised bases",
         "always",
     ),
 )
@@ -67,7 +68,7 @@ def formats() -> FormatsResult:
     --------
     >>> table = formats().table
     >>> table[table.format == "pair"].oracle.item()
-    'the difference'
+    "the difference; the formats' own libraries for quantised bases"
     """
     return FormatsResult(
         table=pd.DataFrame(_ROWS, columns=list(_COLUMNS)),

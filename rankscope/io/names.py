@@ -28,20 +28,20 @@ KINDS = ("q", "k", "v", "o", "up", "gate", "down", "embed", "head", "other")
 
 # The last segments of module names in the wild, tried in this order; the first hit decides.
 _PATTERNS = (
-    ("q", r"q|q_proj|q_lin|query|to_q|wq|q_attn|add_q_proj"),
-    ("k", r"k|k_proj|k_lin|key|to_k|wk|add_k_proj"),
-    ("v", r"v|v_proj|v_lin|value|to_v|wv|add_v_proj"),
-    ("o", r"o|o_proj|out_lin|to_out(\.0)?|to_add_out|output_proj|attention\.wo"
+    ("q", r"q|attn_q|q_proj|q_lin|query|to_q|wq|q_attn|add_q_proj"),
+    ("k", r"k|attn_k|k_proj|k_lin|key|to_k|wk|add_k_proj"),
+    ("v", r"v|attn_v|v_proj|v_lin|value|to_v|wv|add_v_proj"),
+    ("o", r"o|attn_output|o_proj|out_lin|to_out(\.0)?|to_add_out|output_proj|attention\.wo"
           r"|\w*(attn|attention)(\.\w+)*\.(out_proj|proj|c_proj|dense)"),
     # A bare "gate" is a router of experts as often as a gate.
-    ("gate", r"gate_proj|w1|wi_0"),
-    ("up", r"up|up_proj|w3|fc1|fc_1|lin1|c_fc|fc_in|wi|wi_1|intermediate\.dense|dense_h_to_4h"
-           r"|ff(_context)?\.net\.0\.proj"),
-    ("down", r"down|down_proj|w2|fc2|fc_2|lin2|fc_out|wo|mlp\.(c_proj|proj)|output\.dense"
+    ("gate", r"gate_proj|ffn_gate|w1|wi_0"),
+    ("up", r"up|ffn_up|up_proj|w3|fc1|fc_1|lin1|c_fc|fc_in|wi|wi_1|intermediate\.dense"
+           r"|dense_h_to_4h|ff(_context)?\.net\.0\.proj"),
+    ("down", r"down|ffn_down|down_proj|w2|fc2|fc_2|lin2|fc_out|wo|mlp\.(c_proj|proj)|output\.dense"
              r"|dense_4h_to_h|ff(_context)?\.net\.2"),
     ("head", r"head|lm_head|output|score|classifier(\.\w+)*|embed_out|qa_outputs"),
-    ("embed", r"embed|embeddings?|\w*embed_tokens|\w*embed_positions|positions|wte|wpe|shared"
-              r"|tok_embeddings|\w*_embeddings?|embed_in"),
+    ("embed", r"embed|token_embd|embeddings?|\w*embed_tokens|\w*embed_positions|positions|wte|wpe"
+              r"|shared|tok_embeddings|\w*_embeddings?|embed_in"),
 )  # fmt: skip
 # A number in brackets counts the experts of one stack.
 _KINDS = [(kind, re.compile(rf"(?:^|\.)(?:{names})(?:\[\d+\])?$")) for kind, names in _PATTERNS]

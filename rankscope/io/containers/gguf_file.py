@@ -7,7 +7,6 @@ import importlib
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -16,7 +15,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from rankscope.errors import SourceError
-from rankscope.io.containers.store import TensorInfo, TensorStore, file_record, printable
+from rankscope.io.containers.store import (
+    FileStore,
+    TensorInfo,
+    TensorStore,
+    file_record,
+    printable,
+)
 
 __all__ = ["GGUFFile", "check_no_stacks"]
 
@@ -36,18 +41,11 @@ _STACK = "_exps.weight"
 
 
 @final
-class GGUFFile(TensorStore):
+class GGUFFile(FileStore):
     """One GGUF file, memory-mapped; quantised tensors are computed when they are read.
 
     Names are those of the file, shapes those of the checkpoint that it was converted from.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.label = printable(str(path))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "label": self.label}
 
     @cached_property
     def _library(self) -> Any:
