@@ -45,8 +45,24 @@ def short(value: float) -> str:
 
 
 def as_text(table: pd.DataFrame) -> str:
-    """Return aligned text; undefined cells are a dash, control characters are replaced."""
-    return table.map(_cell).to_string(index=False)
+    """Return aligned text: numbers to the right, words to the left.
+
+    Undefined cells are a dash, control characters are replaced.
+
+    Examples
+    --------
+    >>> print(as_text(pd.DataFrame({"kind": ["q", "embed"], "rank": [8.0, 0.125]})))
+    kind    rank
+    q          8
+    embed  0.125
+    """
+    columns = []
+    for name in table.columns:
+        cells = [str(name), *map(_cell, table[name])]
+        width = max(map(len, cells))
+        number = pd.api.types.is_numeric_dtype(table[name])
+        columns.append([c.rjust(width) if number else c.ljust(width) for c in cells])
+    return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
 
 
 def as_markdown(table: pd.DataFrame) -> str:
