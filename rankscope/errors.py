@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "AdapterError",
+    "BaseNeededError",
     "OutputError",
     "RankscopeError",
     "SourceError",
@@ -76,6 +77,10 @@ class SourceError(RankscopeError):
 
 class AdapterError(RankscopeError, ValueError):
     """An adapter whose tensors or configuration contradict themselves or each other."""
+
+
+class BaseNeededError(AdapterError):
+    """An adapter whose updates are functions of base weights that were not given."""
 
 
 class UpdateError(RankscopeError, ValueError):

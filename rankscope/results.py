@@ -284,6 +284,8 @@ class InfoResult(Result):
     ----------
     modules : DataFrame or None
         Columns ``source module shape rank scale format``, if asked for.
+    tensors : DataFrame or None
+        Columns ``source tensor shape dtype role``, if asked for.
     metadata : dict or None
         What each source says of itself, header and configuration, if asked for.
     """
@@ -291,21 +293,28 @@ class InfoResult(Result):
     schema: ClassVar[str] = "rankscope.info/1"
 
     modules: pd.DataFrame | None = None
+    tensors: pd.DataFrame | None = None
     metadata: dict[str, Any] | None = None
 
     def to_text(self) -> str:
-        """Return the table, then the modules and the metadata where they were asked for."""
+        """Return the table, then the lists and the metadata where they were asked for."""
         parts = [super().to_text()]
-        if self.modules is not None:
-            parts.append(as_text(self.modules))
+        for table in self._lists().values():
+            for source, rows in table.groupby("source", sort=False):
+                # A path in every line would push what counts out of the window.
+                parts.append(f"{source}\n{as_text(rows.drop(columns='source'))}")
         if self.metadata is not None:
             parts.append(json.dumps(plain(self.metadata), indent=1))
         return "\n\n".join(parts)
 
     def extra(self) -> dict[str, Any]:
-        """Return the modules and the metadata, where they were asked for."""
-        lists = {} if self.modules is None else {"modules": self.modules.to_dict("records")}
+        """Return the lists and the metadata, where they were asked for."""
+        lists = {name: table.to_dict("records") for name, table in self._lists().items()}
         return lists | ({} if self.metadata is None else {"metadata": self.metadata})
+
+    def _lists(self) -> dict[str, pd.DataFrame]:
+        lists = {"modules": self.modules, "tensors": self.tensors}
+        return {name: table for name, table in lists.items() if table is not None}
 
     def shown(self) -> pd.DataFrame:
         """Return the table with the number of unread tensors in place of their names."""

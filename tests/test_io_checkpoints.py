@@ -297,6 +297,24 @@ class TestPairs:
         assert any("stacked experts" in note for note in updates.notes)
         assert len(rs.rank(updates).table) == 4
 
+    @pytest.mark.parametrize(("d", "f"), [(6, 4), (4, 4), (8, 4)])
+    @pytest.mark.parametrize("turned", [False, True])
+    def test_stacked_experts_of_either_orientation(self, rng, d, f, turned):
+        names = [f"model.layers.0.mlp.experts.{one}_proj" for one in ("gate_up", "down")]
+        shapes = [(3, 2 * f, d), (3, d, f)]
+        base = {n: gaussian(*s, rng=rng) for n, s in zip(names, shapes, strict=True)}
+        tuned = {n: tensor + gaussian(*tensor.shape, rng=rng) for n, tensor in base.items()}
+        if turned:  # as gpt-oss stores them, (E, in, out)
+            base, tuned = ({n: t.mT.contiguous() for n, t in c.items()} for c in (base, tuned))
+        updates = pickle.loads(pickle.dumps(rs.open_updates(tuned, base)))
+        for name, shape in zip(names, shapes, strict=True):
+            delta = tuned[name][1] - base[name][1]
+            wanted = delta.T if turned else delta
+            assert updates.site(f"{name}[1]").shape == shape[1:]
+            assert torch.equal(updates[f"{name}[1]"].dense(), wanted)
+            weight = base[name][1]
+            assert torch.equal(updates.weight(f"{name}[1]"), weight.T if turned else weight)
+
     @pytest.mark.parametrize(("rows", "where"), [((9, 7), "the tuned"), ((7, 9), "the base")])
     def test_vocabularies_of_two_sizes(self, rng, rows, where):
         names = ["model.embed_tokens.weight", "lm_head.weight"]

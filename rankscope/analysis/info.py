@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pandas as pd
 
+from rankscope.errors import BaseNeededError
+from rankscope.io.roles import role_of
 from rankscope.io.sources import Opened, Source, open_source, open_updates, open_weights
-from rankscope.io.updateset import Site, UpdateSet
+from rankscope.io.updateset import UpdateSet
 from rankscope.results import InfoResult, provenance
 
 __all__ = ["info"]
@@ -21,6 +25,7 @@ def info(
     base: Source | None = None,
     alpha: float | None = None,
     modules: bool = False,
+    tensors: bool = False,
     metadata: bool = False,
 ) -> InfoResult:
     """Say what each source is: format, modules, ranks, scale, what is not understood.
@@ -35,6 +40,9 @@ def info(
         LoRA's alpha, for files that do not say it.
     modules : bool
         Also list every module.
+    tensors : bool
+        Also list every tensor and what it is: ``update``, or as `rankscope.io.roles.role_of`
+        says.
     metadata : bool
         Also return what the sources say of themselves.
 
@@ -44,8 +52,10 @@ def info(
         A row per source. `rank` and `scale` are one value where all modules agree, the
         sorted values where they do not, and undefined where there is none; `parameters`
         and `bytes` count all tensors of the source; `unread` lists the tensors that are no
-        update or that are not understood. A checkpoint without its base has the format
-        ``checkpoint``, its matrices counted as modules.
+        update or that are not understood; a note says how many of each kind. A checkpoint
+        without its base has the format ``checkpoint``, its matrices counted as modules. Where
+        the updates of an adapter depend on a base that is not given, `modules`, `rank` and
+        `scale` are undefined and a note says why.
 
     Raises
     ------
@@ -60,40 +70,62 @@ def info(
     >>> info(adapter, alpha=4).table[["format", "modules", "rank", "scale"]].values.tolist()
     [['peft', 1, 2, 2.0]]
     """
-    rows: list[dict[str, Any]] = []
-    listed: list[dict[str, Any]] = []
-    said: dict[str, Any] = {}
-    notes: list[str] = []
-    inputs: list[dict[str, Any]] = []
-    for source in sources:
-        opened = open_source(source)
-        if opened.family is None and base is None:
-            updates = open_weights(source)
-        else:
-            updates = open_updates(source, base, alpha=alpha)
-        rows.append(_row(opened, updates))
-        listed += [_module(site, updates) for site in updates.sites]
-        said[opened.label] = {
-            "header": dict(opened.store.metadata),
-            "config": updates.config,
-        }
-        notes += updates.notes
-        inputs += updates.inputs
+    read = [_read(source, base, alpha) for source in sources]
+    inputs = [record for one in read for record in one.updates.inputs]
     return InfoResult(
-        table=pd.DataFrame(rows),
+        table=pd.DataFrame([_row(one) for one in read]),
         provenance=provenance("info", {"sources": inputs}, {"alpha": alpha}, "cpu"),
-        notes=tuple(notes),
-        modules=pd.DataFrame(listed) if modules else None,
-        metadata=said if metadata else None,
+        notes=tuple(note for one in read for note in _notes(one)),
+        modules=_listed(_modules, read) if modules else None,
+        tensors=_listed(_tensors, read) if tensors else None,
+        metadata={one.opened.label: _said(one) for one in read} if metadata else None,
     )
 
 
-def _row(opened: Opened, updates: UpdateSet) -> dict[str, Any]:
-    tensors = opened.store.tensors.values()
+@dataclass(frozen=True)
+class _Read:
+    """One source: its tensors, and its updates as far as they are known without the base."""
+
+    opened: Opened
+    updates: UpdateSet
+    lacks_base: bool = False
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """What every tensor is."""
+        unread = set(self.updates.unread)
+        taken = "weight" if self.updates.format == "checkpoint" else "update"
+        return {
+            name: role_of(name, info) if name in unread else taken
+            for name, info in self.opened.store.tensors.items()
+        }
+
+
+def _read(source: Source, base: Source | None, alpha: float | None) -> _Read:
+    opened = open_source(source)
+    if opened.family is None and base is None:
+        return _Read(opened, open_weights(source))
+    try:
+        return _Read(opened, open_updates(source, base, alpha=alpha))
+    except BaseNeededError as error:
+        updates = UpdateSet(
+            source=opened.label,
+            format=opened.family.name if opened.family else "",
+            sites=(),
+            inputs=opened.store.files,
+            notes=(f"{error.what}; {error.fix}",),
+            config=opened.config or {},
+            alpha=alpha,
+        )
+        return _Read(opened, updates, lacks_base=True)
+
+
+def _row(read: _Read) -> dict[str, Any]:
+    updates, tensors = read.updates, read.opened.store.tensors.values()
     return {
         "source": updates.source,
         "format": updates.format,
-        "modules": len(updates),
+        "modules": None if read.lacks_base else len(updates),
         "rank": _common(site.rank for site in updates.sites),
         "alpha": updates.config.get("lora_alpha") if updates.alpha is None else updates.alpha,
         "scale": _common(site.scale for site in updates.sites),
@@ -105,15 +137,44 @@ def _row(opened: Opened, updates: UpdateSet) -> dict[str, Any]:
     }
 
 
-def _module(site: Site, updates: UpdateSet) -> dict[str, Any]:
-    return {
-        "source": updates.source,
-        "module": site.module,
-        "shape": site.shape,
-        "rank": site.rank,
-        "scale": site.scale,
-        "format": updates.format,
-    }
+def _notes(read: _Read) -> Iterator[str]:
+    yield from read.updates.notes
+    counts = Counter(role for role in read.roles.values() if role not in ("update", "weight"))
+    if counts:
+        kinds = ", ".join(f"{count} {role}" for role, count in sorted(counts.items()))
+        yield f"{read.opened.label}: tensors that are no update: {kinds}"
+
+
+def _said(read: _Read) -> dict[str, Any]:
+    return {"header": dict(read.opened.store.metadata), "config": read.updates.config}
+
+
+def _listed(rows: Callable[[_Read], Iterable[dict[str, Any]]], read: list[_Read]) -> pd.DataFrame:
+    return pd.DataFrame([row for one in read for row in rows(one)])
+
+
+def _modules(read: _Read) -> Iterator[dict[str, Any]]:
+    for site in read.updates.sites:
+        yield {
+            "source": read.updates.source,
+            "module": site.module,
+            "shape": site.shape,
+            "rank": site.rank,
+            "scale": site.scale,
+            "format": read.updates.format,
+        }
+
+
+def _tensors(read: _Read) -> Iterator[dict[str, Any]]:
+    for name, role in read.roles.items():
+        info = read.opened.store.tensors[name]
+        yield {
+            "source": read.updates.source,
+            "tensor": name,
+            "shape": info.shape,
+            "dtype": info.dtype,
+            "role": role,
+        }
 
 
 def _common(values: Iterable[H | None]) -> H | list[H] | None:

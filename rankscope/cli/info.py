@@ -11,12 +11,14 @@ from rankscope.cli.output import check_outputs, deliver
 @click.command("info")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE…")
 @click.option("--modules", is_flag=True, help="List every module.")
+@click.option("--tensors", is_flag=True, help="List every tensor, and what it is.")
 @click.option("--metadata", is_flag=True, help="Show what the files say of themselves.")
 @base_options
 @output_options
 def command(
     sources: tuple[str, ...],
     modules: bool,
+    tensors: bool,
     metadata: bool,
     base: str | None,
     alpha: float | None,
@@ -34,5 +36,7 @@ def command(
     from rankscope.analysis.info import info
 
     check_outputs(outputs)
-    result = info(*sources, base=base, alpha=alpha, modules=modules, metadata=metadata)
+    result = info(
+        *sources, base=base, alpha=alpha, modules=modules, tensors=tensors, metadata=metadata
+    )
     deliver(result, as_json=as_json, outputs=outputs, quiet=quiet, verbose=verbose)

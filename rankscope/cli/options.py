@@ -48,7 +48,7 @@ class Selection:
                 where=updates.source,
                 expected="updates only, as --strict asks",
                 got=f"{len(updates.unread)} others, such as {updates.unread[0]!r}",
-                fix="look at them with rankscope info --json, or leave out --strict",
+                fix="look at them with rankscope info --tensors, or leave out --strict",
             )
         return self.of(updates)
 

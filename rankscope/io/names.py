@@ -177,15 +177,19 @@ def expert_of(module: str) -> tuple[str, int | None]:
 
 
 def experts_transposed(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Return whether a stack of square experts is stored (E, in, out), as gpt-oss does.
+    """Return whether a stack of experts is stored (E, in, out), as gpt-oss does.
 
-    Told by the other stack: of gate and up together, (d, 2d), or of down, (d/2, d).
+    Told by both stacks of a layer, gate and up together and down: (E, 2f, d) and (E, d, f), or
+    turned (E, d, 2f) and (E, f, d). Without the other one nothing is told.
 
     Examples
     --------
-    >>> experts_transposed("e.down_proj", {"e.gate_up_proj": (3, 8, 16)})
+    >>> experts_transposed("e.down_proj", {"e.gate_up_proj": (3, 8, 16), "e.down_proj": (3, 8, 8)})
     True
     """
-    one, other = ("down", "gate_up") if name.endswith("down_proj") else ("gate_up", "down")
-    shape = shapes.get(name.removesuffix(f"{one}_proj") + f"{other}_proj", ())
-    return len(shape) == 3 and shape[2] == 2 * shape[1]
+    stem = re.sub(r"(down|gate_up)_proj(\.weight)?$", "", name)
+    both = [shapes.get(f"{stem}{one}_proj", ()) for one in ("gate_up", "down")]
+    if stem == name or any(len(shape) != 3 for shape in both):
+        return False
+    (_, rows, columns), (_, inner, outer) = both
+    return (rows, columns) == (outer, 2 * inner)

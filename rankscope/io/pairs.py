@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 from rankscope.errors import SourceError
 from rankscope.io.adapters.family import Reading
 from rankscope.io.containers.aligned import Aligned, common_names, is_stack
-from rankscope.io.names import natural_key, stored_transposed
+from rankscope.io.names import expert_of, experts_transposed, natural_key, stored_transposed
 from rankscope.io.recipes import Difference, Stored
 from rankscope.io.tensors import TensorStore
 from rankscope.io.updateset import Site
@@ -26,7 +26,7 @@ _VOCABULARY = re.compile(
     r"|token_embedding|lm_head)\.weight$"
 )
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
-_STACKED = "stacked experts are taken as (expert, out, in), one module each"
+_STACKED = "stacked experts are one module each, (out, in) by the shapes of a layer's stacks"
 
 
 class Pair:
@@ -142,13 +142,20 @@ def _reading(
     read = {store.parts[name].name for name in names}
     # The tell-tale neighbour may be in the base alone.
     both = {**(base.tensors if base is not None else {}), **store.tensors}
-    shapes = {name: info.shape for name, info in both.items()}
+    shapes = {name: info.shape for name, info in (*both.items(), *store.store.tensors.items())}
     return Reading(
         format=format_,
-        sites=tuple(_site(store, base, name, stored_transposed(name, shapes)) for name in names),
+        sites=tuple(_site(store, base, name, _turned(store, name, shapes)) for name in names),
         unread=tuple(name for name in store.store.tensors if name not in read),
         notes=notes,
     )
+
+
+def _turned(store: Aligned, name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    stack, expert = expert_of(name)
+    if expert is None:
+        return stored_transposed(name, shapes)
+    return experts_transposed(stack, shapes)
 
 
 def _is_matrix(store: TensorStore, name: str) -> bool:

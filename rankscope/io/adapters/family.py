@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rankscope.errors import AdapterError
+from rankscope.errors import AdapterError, BaseNeededError
 from rankscope.io.names import base_name
 from rankscope.io.recipes import Factors, Formula, Weight
 from rankscope.io.tensors import TensorInfo, TensorStore
@@ -43,12 +43,15 @@ class Context:
 
         Raises
         ------
+        BaseNeededError
+            If there is no base; `why` says what needs it.
         AdapterError
-            If there is no base, or no certain weight in it; `why` says what needs it.
+            If there is no certain weight in the base.
         """
         name = None if self.base is None else base_name(module, self.base.tensors)
         if self.base is None or name is None:
-            raise AdapterError(
+            error = BaseNeededError if self.base is None else AdapterError
+            raise error(
                 f"the update of {module} depends on its base weight: {why}",
                 where=self.store.label,
                 expected="the base weights, with a tensor for this module",
