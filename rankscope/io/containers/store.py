@@ -97,8 +97,9 @@ class FileStore(TensorStore):
         self.label = printable(str(path))
 
     def __getstate__(self) -> dict[str, Any]:
-        # Open handles and what was read through them stay in this process.
-        return {"path": self.path, "label": self.label}
+        # Open handles and what was read through them stay in this process, and another one may
+        # have another working folder.
+        return {"path": self.path.absolute(), "label": self.label}
 
 
 def describe(content: Mapping[str, Tensor]) -> dict[str, TensorInfo]:

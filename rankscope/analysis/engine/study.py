@@ -1,0 +1,186 @@
+"""A study: the tasks of one command, how they are run, and the result they add up to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+
+from rankscope.analysis.engine.cluster import cluster
+from rankscope.analysis.engine.journal import Head, Journal, Shard, run_key
+from rankscope.analysis.engine.pools import Outcomes, in_process, in_processes, on_executor
+from rankscope.analysis.engine.progress import shown
+from rankscope.analysis.engine.task import Outcome, Row, Task
+from rankscope.errors import UpdateError
+from rankscope.results import Result
+
+__all__ = ["Finish", "How", "Study", "finished", "run", "threads_of"]
+
+Finish = Callable[[list[Row], list[dict[str, Any]], Mapping[str, Any]], Result]
+
+
+class How(TypedDict, total=False):
+    """How a study is run; nothing here changes a number.
+
+    Attributes
+    ----------
+    jobs : int
+        Processes; 1, the default, is this one.
+    threads : int
+        Threads of the linear algebra for each item; 1 where there are several jobs, otherwise
+        as torch is set.
+    scheduler : str
+        A dask scheduler's address or file; ``DASK_SCHEDULER_ADDRESS`` unless given.
+    executor : Executor
+        Any executor of `concurrent.futures`; it stays open.
+    journal : path
+        A folder in which every finished item is kept.
+    resume : bool
+        Go on with the journal that is there.
+    shard : (int, int)
+        Which of so many equal parts is done, counted from 1.
+    memory : int
+        Bytes that all processes together may hold; tasks wait for room.
+    progress : bool
+        Show a bar on a terminal.
+    """
+
+    jobs: int
+    threads: int | None
+    scheduler: str | None
+    executor: Executor | None
+    journal: str | os.PathLike[str] | None
+    resume: bool
+    shard: tuple[int, int] | None
+    memory: int | None
+    progress: bool
+
+
+@dataclass(frozen=True)
+class Study:
+    """What one command measures.
+
+    Attributes
+    ----------
+    command : str
+        Its name; ``rankscope.analysis.<command>.finish`` is `finish`, so that journals can be
+        finished by another process.
+    tasks : sequence of Task
+        In the order of the rows.
+    about : dict
+        What the result holds beside the rows, as JSON has it; its ``provenance`` lists the
+        inputs and the options.
+    finish : callable
+        From all rows, the failures and `about` to the result.
+    """
+
+    command: str
+    tasks: Sequence[Task]
+    about: Mapping[str, Any]
+    finish: Finish
+
+    @property
+    def inputs(self) -> list[dict[str, Any]]:
+        """A record of every file that decides a number, each once."""
+        groups = self.about["provenance"]["inputs"].values()
+        return list({one["path"]: one for group in groups for one in group}.values())
+
+
+def run(study: Study, how: How) -> Result:
+    """Do the tasks of a study as `how` says, and return the result.
+
+    Raises
+    ------
+    RankscopeError
+        The first error, if no item at all could be measured; or if the run cannot be set up.
+    """
+    threads = threads_of(how)
+    shard = Shard(*(how.get("shard") or (1, 1)))
+    tasks = _dealt(study.tasks, shard)
+    with ExitStack() as stack:
+        journal = _journal(study, how, shard)
+        done: dict[str, Outcome] = {}
+        if journal is not None:
+            done = dict(stack.enter_context(journal).done)
+        left = {task.item: task for task in tasks if task.item not in done}
+        outcomes = _outcomes(study, list(left.values()), how, threads, stack)
+        with closing(shown(outcomes, left, progress=how.get("progress", False))) as coming:
+            for outcome in coming:
+                done[outcome.item] = outcome if journal is None else journal.append(outcome)
+    mine = {task.item for task in tasks}
+    items = [task.item for task in study.tasks if task.item in mine]
+    return finished(study.finish, study.about, [done[item] for item in items])
+
+
+def finished(finish: Finish, about: Mapping[str, Any], outcomes: Sequence[Outcome]) -> Result:
+    """Return the result that outcomes, in the order of the rows, add up to.
+
+    Raises
+    ------
+    RankscopeError
+        The first error, if there are outcomes and all are failures.
+    """
+    failures = [{"module": o.item, **o.error.parts()} for o in outcomes if o.error is not None]
+    if outcomes and len(failures) == len(outcomes) and outcomes[0].error is not None:
+        raise outcomes[0].error
+    rows = [row for outcome in outcomes for row in outcome.rows]
+    return finish(rows, failures, about)
+
+
+def threads_of(how: How) -> int:
+    """Return the threads that each item gets."""
+    own = how.get("jobs", 1) == 1 and _elsewhere(how) is None
+    return how.get("threads") or (torch.get_num_threads() if own else 1)
+
+
+def _elsewhere(how: How) -> str | Executor | None:
+    """Return the executor or the scheduler that the tasks are handed to, if any."""
+    if how.get("executor") is not None or how.get("scheduler") is not None:
+        return how.get("executor") or how.get("scheduler")
+    return os.environ.get("DASK_SCHEDULER_ADDRESS") if "jobs" not in how else None
+
+
+def _dealt(tasks: Iterable[Task], shard: Shard) -> list[Task]:
+    """Return a shard's tasks, the largest first, so that none is waited for at the end."""
+    if not 1 <= shard.number <= shard.count:
+        raise UpdateError(
+            "there is no such shard",
+            where="--shard",
+            expected="i/N with i from 1 to N",
+            got=str(shard),
+            fix="count the shards from 1",
+        )
+    ordered = sorted(tasks, key=lambda task: -task.work)
+    return ordered[shard.number - 1 :: shard.count]
+
+
+def _journal(study: Study, how: How, shard: Shard) -> Journal | None:
+    folder = how.get("journal")
+    if folder is None:
+        return None
+    about = study.about
+    key = run_key(study.command, {**about["provenance"], "inputs": None}, study.inputs)
+    items = tuple(task.item for task in study.tasks)
+    head = Head(key, study.command, items, about, shard)
+    return Journal(Path(folder), head, resume=how.get("resume", False))
+
+
+def _outcomes(
+    study: Study, tasks: Sequence[Task], how: How, threads: int, stack: ExitStack
+) -> Outcomes:
+    elsewhere = _elsewhere(how)
+    if isinstance(elsewhere, str):
+        paths = [one["path"] for one in study.inputs if one["path"] is not None]
+        elsewhere = stack.enter_context(cluster(elsewhere, paths))
+    if elsewhere is not None:
+        return on_executor(tasks, elsewhere, threads)
+    jobs = how.get("jobs", 1)
+    if jobs == 1:
+        return in_process(tasks, threads)
+    return in_processes(tasks, jobs, threads, how.get("memory"))

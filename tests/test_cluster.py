@@ -1,0 +1,110 @@
+"""A dask cluster on loopback: a scheduler and two workers as processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import work
+from work import squares, study
+
+from rankscope.analysis.engine import Task, run
+from rankscope.errors import SourceError
+
+pytest.importorskip("distributed")
+pytestmark = [
+    pytest.mark.slow,
+    # What dask leaves to the garbage collector, and its words about its own future.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
+]
+
+
+def started(*arguments, folder):
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE": "False",
+    }
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", *arguments], env=environment, cwd=folder, stdout=log, stderr=log
+        )
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cluster")
+    file = folder / "scheduler.json"
+    own = ("--port", "0", "--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(file))
+    processes = [started("distributed.cli.dask_scheduler", *own, folder=folder)]
+    until = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < until, (folder / "log").read_text()
+        time.sleep(0.1)
+    address = json.loads(file.read_text())["address"]
+    many = ("--nworkers", "2", "--nthreads", "1", "--no-dashboard", "--local-directory")
+    processes.append(
+        started("distributed.cli.dask_worker", address, *many, str(folder), folder=folder)
+    )
+    _wait_for_workers(address, 2)
+    yield file
+    for process in reversed(processes):
+        process.terminate()
+        process.wait(30)
+
+
+def _wait_for_workers(address, count):
+    from distributed import Client
+
+    client = Client(address, timeout=60, set_as_default=False)
+    client.wait_for_workers(count, timeout=120)
+    client.close()
+
+
+def content(result):
+    return json.dumps(result.to_dict())
+
+
+def test_the_same_bytes_as_in_process(scheduler):
+    expected = content(run(study(squares(48)), {"threads": 1}))
+    assert content(run(study(squares(48)), {"scheduler": str(scheduler)})) == expected
+
+
+def test_by_its_address_and_by_the_environment(scheduler, monkeypatch):
+    address = json.loads(scheduler.read_text())["address"]
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", address)
+    tasks = [Task("where", work.process_of)]
+    assert run(study(tasks), {}).table.value[0] != os.getpid()
+    assert run(study(tasks), {"jobs": 1}).table.value[0] == os.getpid()
+
+
+def test_an_item_that_kills_its_worker_is_reported(scheduler, tmp_path):
+    tasks = [
+        *squares(46),
+        Task("killer", work.die, work=1e9),
+        Task("fragile", work.die_once, (str(tmp_path / "marker"),), work=1e8),
+    ]
+    result = run(study(tasks), {"scheduler": str(scheduler)})
+    assert len(result.table) == 47
+    assert [failure["module"] for failure in result.failures] == ["killer"]
+    assert "KilledWorker" in result.failures[0]["got"]
+
+
+def test_a_file_that_workers_do_not_see(scheduler, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inputs = [{"path": "missing.safetensors"}]
+    with pytest.raises(SourceError, match="does not see") as error:
+        run(study(squares(), inputs=inputs), {"scheduler": str(scheduler)})
+    assert str(tmp_path) in error.value.expected
+
+
+def test_nobody_answers(tmp_path):
+    with pytest.raises(SourceError, match="cannot be reached"):
+        run(study(squares()), {"scheduler": "tcp://127.0.0.1:9"})
+    file = tmp_path / "scheduler.json"
+    file.write_text("{}")
+    with pytest.raises(SourceError, match="cannot be reached"):
+        run(study(squares()), {"scheduler": str(file)})
+    assert Path(file).exists()
