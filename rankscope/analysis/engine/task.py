@@ -32,6 +32,8 @@ class Task:
         About how many floating-point operations it takes.
     memory : int
         About how many bytes it holds at its peak.
+    size : int
+        How many bytes it reads.
     """
 
     item: str
@@ -39,6 +41,7 @@ class Task:
     arguments: tuple[Any, ...] = ()
     work: float = 1.0
     memory: int = 0
+    size: int = 0
 
 
 @dataclass(frozen=True)
