@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from rankscope.analysis.amplification import amplification as amplification
     from rankscope.analysis.formats import formats as formats
     from rankscope.analysis.info import info as info
+    from rankscope.analysis.intruders import intruders as intruders
     from rankscope.analysis.rank import rank as rank
     from rankscope.analysis.similarity import similarity as similarity
     from rankscope.analysis.spectrum import spectrum as spectrum
@@ -52,11 +54,13 @@ _HOMES = {
     "TrainingConfig": "training",
     "Update": "updates",
     "UpdateSet": "io.updateset",
+    "amplification": "analysis.amplification",
     "figure_rank": "plots",
     "figure_similarity": "plots",
     "figure_spectrum": "plots",
     "formats": "analysis.formats",
     "info": "analysis.info",
+    "intruders": "analysis.intruders",
     "open_updates": "io.sources",
     "plot_rank": "plots",
     "plot_similarity": "plots",

@@ -8,7 +8,7 @@ from rankscope.errors import SourceError
 from rankscope.io.sources import Source, open_updates
 from rankscope.io.updateset import UpdateSet
 
-__all__ = ["opened", "short_names"]
+__all__ = ["opened", "short_names", "with_base"]
 
 
 def opened(source: Source | UpdateSet, base: Source | None, alpha: float | None) -> UpdateSet:
@@ -23,6 +23,18 @@ def opened(source: Source | UpdateSet, base: Source | None, alpha: float | None)
             fix="widen the selection (--include, --exclude, --layer, --kind)",
         )
     return updates
+
+
+def with_base(updates: UpdateSet, why: str) -> None:
+    """Raise a `SourceError` where a set was opened without the base weights; `why` they count."""
+    if updates.base is None:
+        raise SourceError(
+            why,
+            where=updates.source,
+            expected="a source opened with its base",
+            got="no base",
+            fix="pass base=… (on the command line --base)",
+        )
 
 
 def short_names(a: UpdateSet, b: UpdateSet) -> tuple[str, str]:
