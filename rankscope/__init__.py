@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from rankscope.analysis.amplification import amplification as amplification
+    from rankscope.analysis.compare import compare as compare
     from rankscope.analysis.formats import formats as formats
     from rankscope.analysis.info import info as info
     from rankscope.analysis.intruders import intruders as intruders
@@ -55,6 +56,7 @@ _HOMES = {
     "Update": "updates",
     "UpdateSet": "io.updateset",
     "amplification": "analysis.amplification",
+    "compare": "analysis.compare",
     "figure_rank": "plots",
     "figure_similarity": "plots",
     "figure_spectrum": "plots",

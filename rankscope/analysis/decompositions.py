@@ -81,5 +81,5 @@ def _hash(weight: Tensor) -> str:
     """Return a hash of the numbers, their type and their shape."""
     content = weight.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{content.dtype} {tuple(content.shape)}".encode())
-    digest.update(memoryview(content.view(torch.uint8).numpy()))
+    digest.update(content.view(torch.uint8).numpy().data)
     return digest.hexdigest()
