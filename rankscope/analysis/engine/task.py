@@ -69,6 +69,7 @@ def perform(task: Task, threads: int) -> Outcome:
         error = _out_of_memory(task)
     except Exception as unexpected:  # one module must not cost the others
         error = _unexpected(task, unexpected)
+        error.__cause__ = unexpected  # for --debug
     return Outcome(task.item, rows, error, time.perf_counter() - start)
 
 

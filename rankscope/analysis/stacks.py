@@ -1,0 +1,180 @@
+"""The updates of one module by many sources, and what every pair of them has in a row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rankscope.analysis.engine import Row
+from rankscope.linalg.angles import principal_angles
+from rankscope.linalg.chance import expected_overlap, overlap_p_value, overlap_sd
+from rankscope.measures.distances import DISTANCES
+from rankscope.measures.interference import cka, update_cosine
+from rankscope.measures.together import (
+    common_directions,
+    common_edge,
+    pair_containment,
+    pair_phi,
+)
+from rankscope.spectra import Spectrum
+from rankscope.updates import Update
+
+__all__ = ["MEASURES", "Stack", "cells", "joint_interference", "whole_cosines"]
+
+_PHI = ("phi", "rank_a", "rank_b", "chance", "z", "p", "p_adjusted")
+# What each measure puts into a row.
+MEASURES: Mapping[str, tuple[str, ...]] = {
+    "phi": _PHI,
+    "cosine": ("cosine",),
+    "containment": ("containment_a", "chance_a", "containment_b", "chance_b"),
+    "mean_cosine": ("mean_cosine",),
+    "cka": ("cka",),
+    **{name: (name,) for name in DISTANCES},
+}
+
+
+class Stack:
+    """The directions of all updates on one side, next to each other."""
+
+    def __init__(
+        self, names: list[str], updates: list[Update], spectra: list[Spectrum], side: str
+    ) -> None:
+        self.names, self.side = names, side
+        self.updates = updates if side == "right" else [update.T for update in updates]
+        self.energies = [one.energy for one in spectra]
+        self.sizes = [one.directions for one in spectra]
+        bases = [one.right if side == "right" else one.left for one in spectra]
+        self.bases = [
+            basis[:, :k] for basis, k in zip(bases, self.sizes, strict=True) if basis is not None
+        ]
+        together = torch.cat(self.bases, dim=1)
+        self.dimension = len(together)
+        self.gram = together.T @ together
+        parts = [one.values[:k] for one, k in zip(spectra, self.sizes, strict=True)]
+        self.parts, self.values = parts, torch.cat(parts)
+        # Whether the directions that are used hold all of an update.
+        self.whole = [
+            float(part.square().sum()) >= energy * (1 - 1e-9)
+            for part, energy in zip(parts, self.energies, strict=True)
+        ]
+
+    def overlap(self, a: int, b: int) -> Tensor:
+        """Return the overlap matrix of two updates' directions."""
+        starts = np.cumsum([0, *self.sizes])
+        rows, columns = (slice(starts[n], starts[n + 1]) for n in (a, b))
+        return self.gram[rows, columns]
+
+    def angles(self, a: int, b: int) -> Tensor:
+        """Return the principal angles of two updates' directions."""
+        return principal_angles(self.bases[a], self.bases[b])
+
+    def contained(self) -> Tensor:
+        """Return how much of row a's whole energy lies in the span of column b."""
+        inside = pair_containment(self.gram, self.values, self.sizes)
+        for a in (n for n, whole in enumerate(self.whole) if not whole):
+            for b, basis in enumerate(self.bases):
+                seen = float(torch.linalg.vector_norm(self.updates[a].matmul(basis)))
+                inside[a, b] = min(seen**2 / self.energies[a], 1.0)
+        return inside
+
+    def shared(self) -> Row:
+        """Return what all updates share."""
+        sizes = tuple(size for size in self.sizes if size)
+        common = common_directions(self.gram, max(len(sizes), 1))
+        edge = common_edge(sizes, self.dimension) if len(sizes) > 1 else math.nan
+        return {
+            "dimension": self.dimension,
+            "sources": len(sizes),
+            "common": common[: max(sizes, default=0)].numpy(),
+            "edge": edge,
+            "directions": int((common > edge).sum()) if len(sizes) > 1 else 0,
+        }
+
+
+def whole_cosines(right: Stack, left: Stack) -> Tensor:
+    """Return the cosine of every two whole updates."""
+    cosines = pair_cosines(left.gram, right.gram, right.values, right.sizes)
+    for a, b in combinations(range(len(right.names)), 2):
+        if not (right.whole[a] and right.whole[b]):
+            cosine = update_cosine(right.updates[a], right.updates[b])
+            cosines[a, b] = cosines[b, a] = cosine
+    return cosines
+
+
+Cell = Callable[[int, int], Any]
+
+
+def cells(stack: Stack, cosines: Tensor, measures: Sequence[str]) -> dict[str, Cell]:
+    """Return what gives each column of a pair's row, from the places of the two."""
+    columns: dict[str, Cell] = {}
+    if "phi" in measures:
+        columns |= _phi_columns(stack)
+    if "cosine" in measures:
+        columns["cosine"] = lambda a, b: cosines[a, b].item()
+    if "containment" in measures:
+        inside, d = stack.contained(), stack.dimension
+        columns["containment_a"] = lambda a, b: inside[a, b].item()
+        columns["chance_a"] = lambda a, b: stack.sizes[b] / d
+        columns["containment_b"] = lambda a, b: inside[b, a].item()
+        columns["chance_b"] = lambda a, b: stack.sizes[a] / d
+    if "mean_cosine" in measures:
+        columns["mean_cosine"] = lambda a, b: _mean(stack.angles(a, b).cos())
+    if "cka" in measures:
+        columns["cka"] = lambda a, b: cka(stack.overlap(a, b), stack.parts[a], stack.parts[b])
+    for name in (name for name in measures if name in DISTANCES):
+        columns[name] = _distance(stack, name)
+    return columns
+
+
+def _distance(stack: Stack, name: str) -> Cell:
+    def cell(a: int, b: int) -> float:
+        if not min(stack.sizes[a], stack.sizes[b]):
+            return math.nan
+        return DISTANCES[name](stack.angles(a, b))
+
+    return cell
+
+
+def _phi_columns(stack: Stack) -> dict[str, Cell]:
+    phi, d = pair_phi(stack.gram, stack.sizes).numpy(), stack.dimension
+    first, second = np.meshgrid(stack.sizes, stack.sizes, indexing="ij")
+    some = np.minimum(first, second) > 0
+    chance, sd, p = (np.full(phi.shape, np.nan) for _ in range(3))
+    chance[some] = expected_overlap(first[some], second[some], d)
+    sd[some] = overlap_sd(first[some], second[some], d)
+    for i, j in {(int(i), int(j)) for i, j in zip(first[some], second[some], strict=True)}:
+        cells = (first == i) & (second == j)
+        p[cells] = overlap_p_value(phi[cells], i, j, d)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = np.where(sd > 0, (phi - chance) / sd, np.nan)
+    table = {"phi": phi, "chance": chance, "z": z, "p": p}
+    columns = {name: _cell(values) for name, values in table.items()}
+    return columns | {
+        "rank_a": lambda a, b: stack.sizes[a],
+        "rank_b": lambda a, b: stack.sizes[b],
+    }
+
+
+def _cell(values: np.ndarray[Any, np.dtype[np.float64]]) -> Cell:
+    return lambda a, b: float(values[a, b])
+
+
+def joint_interference(spectra: Sequence[Spectrum]) -> float:
+    """Return the interference of all updates per unit of their singular values."""
+    some = [one for one in spectra if one.directions]
+    lefts = [one.left[:, : one.directions] for one in some if one.left is not None]
+    rights = [one.right[:, : one.directions] for one in some if one.right is not None]
+    values = [one.values[: one.directions] for one in some]
+    if not values:
+        return math.nan
+    return task_interference(lefts, values, rights) / float(torch.cat(values).sum())
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean()) if len(values) else math.nan
