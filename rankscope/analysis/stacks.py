@@ -15,11 +15,12 @@ from rankscope.analysis.engine import Row
 from rankscope.linalg.angles import principal_angles
 from rankscope.linalg.chance import expected_overlap, overlap_p_value, overlap_sd
 from rankscope.measures.distances import DISTANCES
-from rankscope.measures.interference import cka, update_cosine
+from rankscope.measures.interference import cka, task_interference, update_cosine
 from rankscope.measures.together import (
     common_directions,
     common_edge,
     pair_containment,
+    pair_cosines,
     pair_phi,
 )
 from rankscope.spectra import Spectrum
