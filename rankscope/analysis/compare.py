@@ -133,6 +133,7 @@ def compare(
 
     Examples
     --------
+    >>> import torch
     >>> import rankscope as rs
     >>> one = {"h.0.q.lora_A.weight": torch.eye(9)[:1], "h.0.q.lora_B.weight": torch.ones(9, 1)}
     >>> two = {**one, "h.0.q.lora_A.weight": torch.eye(9)[1:2]}

@@ -21,6 +21,10 @@ _COMMANDS = {
     "similarity": "Compare the directions of two sources, beside chance.",
     "rank": "Measure the rank of every update, by every definition.",
     "spectrum": "List the singular values of every update.",
+    "amplification": "Compare ΔW with W: the paper's Table 7, beside chance.",
+    "intruders": "Count the directions of W + ΔW that W does not have.",
+    "compare": "Compare many sources, every pair, and what all share.",
+    "join": "Join the shards of a run.",
     "formats": "List what can be read, and against what it is tested.",
     "train": "Train a small model, or adapt it with LoRA or in full.",
 }

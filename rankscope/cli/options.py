@@ -19,8 +19,8 @@ __all__ = [
     "Selection",
     "base_options",
     "debug_option",
+    "device_option",
     "output_options",
-    "run_options",
     "selection_options",
 ]
 
@@ -135,11 +135,13 @@ def selection_options(function: F) -> F:
     return decorated
 
 
-run_options = _stack(
-    click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:n]|auto",
-                 help="Where to compute; float64 everywhere."),
-    click.option("--threads", type=click.IntRange(1), help="Threads of the linear algebra."),
-)  # fmt: skip
+device_option = click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="cpu|cuda[:n]|auto",
+    help="Where to compute; float64 everywhere.",
+)
 
 debug_option = click.option(
     "--debug",

@@ -1,0 +1,73 @@
+"""``rankscope compare``."""
+
+from __future__ import annotations
+
+import click
+
+from rankscope.cli.engine import Engine, engine_options
+from rankscope.cli.options import (
+    Selection,
+    base_options,
+    device_option,
+    output_options,
+    selection_options,
+)
+from rankscope.cli.output import check_outputs, deliver
+
+
+@click.command("compare")
+@click.argument("sources", nargs=-1, required=True, metavar="[NAME=]SOURCE…")
+@click.option("-k", "k", type=click.IntRange(1), metavar="K",
+              help="The most directions of each; all unless given, 64 of a full fine-tune.")
+@click.option("--measure", metavar="M,M", help="phi, cosine, containment, mean_cosine, cka, or a "
+              "distance: geodesic, chordal, projection, procrustes, spectral, asimov, "
+              "binet_cauchy, fubini_study, martin. The first three unless given.")
+@base_options
+@selection_options
+@device_option
+@engine_options
+@output_options
+def command(
+    sources: tuple[str, ...],
+    k: int | None,
+    measure: str | None,
+    base: str | None,
+    alpha: float | None,
+    selection: Selection,
+    device: str,
+    engine: Engine,
+    as_json: bool,
+    outputs: tuple[str, ...],
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Compare many sources, every pair of them, and what all of them share.
+
+    Example: rankscope compare r8=data/sql-r8-seed0 r64=data/sql-r64-seed0 data/sql-r8-seed1
+    """
+    check_outputs(outputs)
+    engine.begin()
+    from rankscope.analysis.compare import DEFAULT, compare_study
+
+    named = _named(sources)
+    sets = {name: selection.open(source, base, alpha) for name, source in named.items()}
+    measures = [part.strip() for part in measure.split(",")] if measure else DEFAULT
+    study = compare_study(sets, k=k, measures=measures, device=device)
+    result = engine.run(study, progress=not quiet)
+    deliver(result, as_json=as_json, outputs=outputs, quiet=quiet, verbose=verbose)
+
+
+def _named(sources: tuple[str, ...]) -> dict[str, str]:
+    """Return the sources by their names: as given, or the ends of their paths."""
+    from pathlib import Path
+
+    named: dict[str, str] = {}
+    for source in sources:
+        name, equals, path = source.partition("=")
+        # A path may hold an equals sign of its own.
+        if not equals or Path(source).exists() or "/" in name:
+            name, path = Path(source).stem, source
+        if name in named:
+            raise click.UsageError(f"two sources are named {name!r}: use NAME=SOURCE")
+        named[name] = path
+    return named
