@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from rankscope.errors import UpdateError
@@ -31,9 +32,10 @@ __all__ = ["StorageNoise", "rank_above_noise", "storage_noise", "stored_precisio
 _COARSEST_FIRST = ("bfloat16", "float16", "float32", "float64")
 _DRAWS = 2  # surrogates of an edge
 _TAIL = 5.0  # Tracy-Widom scales from the mean of the surrogates to where 1 in 400 lies beyond
-_SAMPLE = 2**16  # entries on which the two ways are told apart
+_SAMPLE = 2**15  # entries on which the two ways are told apart
 _DOMINANT = 9.0  # ‖ΔW‖² in floors, above which its leading directions are taken off before that
 _LEADING = 256  # directions of ΔW that are ever taken off
+_FREE = 0.02  # the least share of a row or column that is taken to be left over
 _COHERENT_UP_TO = 64  # the rank above which rounding leaves no pattern
 _COHERENT = 1.2  # the largest ratio of a measured singular value to a re-rounded one
 _CORRECTIONS = 2
@@ -292,6 +294,18 @@ class _Leading:
         """Return the matrix on its first `k` directions."""
         return self.matrix @ self.right[:, :k] @ self.right[:, :k].T
 
+    def rest(self, k: int) -> Tensor:
+        """Return the matrix without them, each entry at the size it would have with them.
+
+        They take a share of the noise along: that of its row (column) is the leverage, the sum
+        of the squares of its k left (right) coordinates.
+        """
+        right = self.right[:, :k]
+        left = self.matrix @ right / self.values[:k]
+        rows, columns = ((1 - x.square().sum(1)).clamp_min(_FREE) for x in (left, right))
+        rest: Tensor = (self.matrix - self.part(k)) / (rows[:, None] * columns).sqrt()
+        return rest
+
 
 @dataclass(frozen=True)
 class _Act:
@@ -308,90 +322,92 @@ def _likelier(pair: _Pair, found: _Leading, seed: int) -> _Act:
     x = pair.difference
     if not x.any():
         return _Act(False, 0.0, math.nan, math.nan)
-    sample = _Sample(pair, _certain(pair, found), seed)
+    sample = _Sample(pair, found, _certain(pair, found), seed)
     alone = sample.act(both=False)
     if pair.base_grid.itemsize > 2:  # the base is not rounded to speak of
         return alone
     return min(alone, sample.act(both=True), key=lambda act: act.distance)
 
 
-def _certain(pair: _Pair, found: _Leading) -> Tensor:
-    """Return the part of a large difference that is no rounding in either way."""
-    x, variance = pair.difference, pair.variance(both=True)
-    if x.square().sum() <= _DOMINANT * variance.sum():
-        return torch.zeros_like(x)
+def _certain(pair: _Pair, found: _Leading) -> int:
+    """Return how many directions of a large difference are no rounding in either way."""
+    variance = pair.variance(both=True)
+    if pair.difference.square().sum() <= _DOMINANT * variance.sum():
+        return 0
     # No matrix of independent entries with these variances has a larger norm.
     bound = variance.sum(0).max().sqrt() + variance.sum(1).max().sqrt()
-    return found.part(found.above(bound.item()))
+    return found.above(bound.item())
 
 
 class _Sample:
     """Some entries of a pair, on which storage is acted out."""
 
-    def __init__(self, pair: _Pair, known: Tensor, seed: int) -> None:
+    def __init__(self, pair: _Pair, found: _Leading, certain: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randint(known.numel(), (_SAMPLE,), generator=generator).to(known.device)
-        self.base, self.x, self.known = (
-            entries.flatten()[chosen] for entries in (pair.base, pair.difference, known)
-        )
+        device, size = pair.base.device, pair.base.numel()
+        chosen = torch.randint(size, (_SAMPLE,), generator=generator).to(device)
+        entries = (pair.base, pair.difference, found.part(certain), found.rest(certain))
+        self.base, x, self.known, rest = (of.flatten()[chosen] for of in entries)
         self.grid = pair.tuned_grid
         spacing = ulp(self.base, pair.base_grid)
-        self.octave = torch.maximum(spacing, ulp(self.base, self.grid))
-        self.unit = torch.randn(_SAMPLE, generator=generator).to(known.device)
-        dither = (torch.rand(_SAMPLE, generator=generator) - 0.5).to(known.device)
+        coarser = torch.maximum(spacing, ulp(self.base, self.grid))
+        octaves, self.octave = coarser.double().unique(return_inverse=True)
+        self.count, self.variance = torch.bincount(self.octave).double(), octaves.square() / 12
+        self.energy = self._mean(rest.square())
+        self.changed = self._mean(x != 0)
+        self.unit = torch.randn(_SAMPLE, generator=generator).to(device)
+        dither = (torch.rand(_SAMPLE, generator=generator) - 0.5).to(device)
         finer = self.base + spacing * dither
         # Below a power of two the spacing is half of that above.
         self.finer = torch.where(rounded(finer, pair.base_grid) == self.base, finer, self.base)
 
     def act(self, *, both: bool) -> _Act:
-        """Round the base plus a Gaussian update of the size that explains the energy seen."""
+        """Round the base plus a Gaussian update, of the size that comes nearest."""
         origin = self.finer if both else self.base
 
         def stored(size: float) -> Tensor:
             return rounded(origin + self.known + size * self.unit, self.grid) - self.base
 
-        size = _increasing_root(
-            lambda size: _energy(stored(size) - self.known) - _energy(self.x - self.known),
-            _energy(self.x - self.known) / len(self.x),
-        )
+        size = self._nearest(lambda size: self._distance(stored(size)))
         update, result = self.known + size * self.unit, stored(size)
-        product = (update.double() * result).sum().item()
-        energies = _energy(update) * _energy(result)
-        correlation = product / math.sqrt(energies) if energies else 0.0
+        product, energy = (update.double() * result).sum().item(), _energy(update)
+        gain = product / energy if energy else 1.0
+        correlation = gain * math.sqrt(energy / _energy(result)) if result.any() else 0.0
         return _Act(
             both,
             self._distance(result),
-            1.0 if both else min(max(product / _energy(update), 0.0), 1.0),
+            1.0 if both else min(max(gain, 0.0), 1.0),
             min(max(1 - correlation**2, 0.0), 1.0),
         )
 
+    def _nearest(self, distance: Callable[[float], float]) -> float:
+        """Return the size of least distance, to a percent: a factor of two, then within it."""
+        unit = ((self.count * self.energy).sum() / _SAMPLE).sqrt().item()
+        sizes = [0.0, *(unit * 2.0**power for power in range(-12, 5))]
+        best = min(sizes, key=distance)
+        if not best:
+            return best
+        around = (math.log(best / 2), math.log(best * 2))
+        found = minimize_scalar(
+            lambda log: distance(math.exp(log)), bounds=around, options={"xatol": 0.01}
+        )
+        return math.exp(found.x)
+
     def _distance(self, result: Tensor) -> float:
         """Return how far a result is from what is seen, octave by octave, in entries."""
-        octaves, which = self.octave.unique(return_inverse=True)
-        count = torch.bincount(which).double()
-
-        def mean(entries: Tensor) -> Tensor:
-            return torch.bincount(which, entries.double()) / count
-
-        seen = mean((self.x - self.known).square())
-        energy = mean((result - self.known).square()).sqrt() - seen.sqrt()
-        changed = mean(result != 0).sqrt() - mean(self.x != 0).sqrt()
+        energy = self._mean((result - self.known).square()).sqrt() - self.energy.sqrt()
+        changed = self._mean(result != 0).sqrt() - self.changed.sqrt()
         # In spacings where an octave is coarse, relative where it is fine.
-        distance = energy.square() / (octaves.double().square() + seen) + changed.square()
-        return (count * distance).sum().item()
+        distance = energy.square() / (self.variance + self.energy) + changed.square()
+        return (self.count * distance).sum().item()
+
+    def _mean(self, entries: Tensor) -> Tensor:
+        """Return the mean over each octave of the base."""
+        return torch.bincount(self.octave, entries.double()) / self.count
 
 
 def _energy(x: Tensor) -> float:
     return x.double().square().sum().item()
-
-
-def _increasing_root(excess: Callable[[float], float], square: float) -> float:
-    """Return the root of an increasing function, within a factor 2**12 of sqrt(`square`)."""
-    low, high = -12.0, 12.0
-    for _ in range(14):
-        middle = (low + high) / 2
-        low, high = (low, middle) if excess(math.sqrt(square) * 2**middle) > 0 else (middle, high)
-    return math.sqrt(square) * 2.0**low
 
 
 def _edge(found: _Leading, variance: Tensor, seed: int) -> float:
@@ -399,7 +415,7 @@ def _edge(found: _Leading, variance: Tensor, seed: int) -> float:
     highest = _rounding_edge(variance, seed)
     k = 0
     while True:
-        edge = min(highest, _flipped_edge(found.matrix - found.part(k), k, seed))
+        edge = min(highest, _flipped_edge(found.rest(k), seed))
         above = found.above(edge)
         if above <= k or above == found.limit:
             return edge
@@ -420,17 +436,14 @@ def _rounding_edge(variance: Tensor, seed: int) -> float:
     return sum(norms) / _DRAWS * (1 + max(_tail(variance), _length_tail(variance)))
 
 
-def _flipped_edge(rest: Tensor, removed: int, seed: int) -> float:
-    """Return the edge of a matrix with random signs, of which some directions were removed."""
-    m, n = rest.shape
+def _flipped_edge(rest: Tensor, seed: int) -> float:
+    """Return the edge of a matrix with random signs."""
     generator = torch.Generator().manual_seed(seed)
     norms = []
     for _ in range(_DRAWS):
         signs = torch.randint(2, rest.shape, generator=generator, dtype=torch.int8)
         norms.append(spectral_norm(rest * (2 * signs - 1).to(rest.device), seed=seed))
-    # The directions took their part of the noise along.
-    kept = (1 - removed / m) * (1 - removed / n)
-    return sum(norms) / _DRAWS / math.sqrt(kept) * (1 + _tail(rest.square()))
+    return sum(norms) / _DRAWS * (1 + _tail(rest.square()))
 
 
 def _tail(energy: Tensor) -> float:
