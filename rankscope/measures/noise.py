@@ -23,7 +23,14 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from rankscope.errors import UpdateError
-from rankscope.linalg.rounding import leading, rounded, rounding_variance, spectral_norm, ulp
+from rankscope.linalg.rounding import (
+    leading,
+    own_generator,
+    rounded,
+    rounding_variance,
+    spectral_norm,
+    ulp,
+)
 from rankscope.spectra import Spectrum, svd
 from rankscope.updates import DenseUpdate
 
@@ -136,7 +143,7 @@ def storage_noise(
     Raises
     ------
     UpdateError
-        If the shapes differ, or a weight holds NaN or infinity (a float16 overflow).
+        If a weight holds NaN or infinity (a float16 overflow).
 
     Notes
     -----
@@ -164,19 +171,19 @@ def storage_noise(
     >>> base = torch.ones(4, 4, dtype=torch.bfloat16)
     >>> tuned = base + 2**-7 * (torch.arange(4) % 2)
     >>> noise = storage_noise(tuned, base)
-    >>> noise.dtype, noise.unchanged, noise.floor == (16 * 2**-14 / 12) ** 0.5
-    ('bfloat16', 0.5, True)
+    >>> noise.dtype, noise.base_dtype, noise.unchanged
+    ('bfloat16', 'bfloat16', 0.5)
     """
-    _check(tuned, base)
+    _check_finite(tuned, base)
     names = stored_precision(tuned), stored_precision(base)
     coarser = min(names, key=_COARSEST_FIRST.index)
-    if coarser not in ("bfloat16", "float16"):
+    if coarser not in ("bfloat16", "float16") or not tuned.numel():
         return None
     pair = _Pair(tuned.float(), base.float(), *(_grid(name) for name in names))
     found = _Leading(pair.difference, seed)
     act = _likelier(pair, found, seed)
     variance = pair.variance(act.both)
-    on_grid = not act.both and torch.equal(rounded(pair.base, pair.tuned_grid), pair.base)
+    on_grid = not act.both and pair.base_on_grid
     return StorageNoise(
         tuned_dtype=names[0],
         base_dtype=names[1],
@@ -235,10 +242,7 @@ def rank_above_noise(
     >>> rank_above_noise(svd(difference), tuned, base, storage_noise(tuned, base))
     4
     """
-    _check(tuned, base)
-    pair = _Pair(
-        tuned.float(), base.float(), _grid(noise.tuned_dtype), _grid(noise.base_dtype)
-    )
+    pair = _Pair(tuned.float(), base.float(), _grid(noise.tuned_dtype), _grid(noise.base_dtype))
     if len(spectrum.values) < min(tuned.shape) and spectrum.values[-1] > noise.edge:
         spectrum = svd(DenseUpdate(tuned.double() - base.double()), vectors=False)
     values = spectrum.values
@@ -265,6 +269,12 @@ class _Pair:
     @property
     def difference(self) -> Tensor:
         return self.tuned - self.base
+
+    @property
+    def base_on_grid(self) -> bool:
+        """Whether all of the base lies there but for some tiny numbers (bfloat16's range)."""
+        on_grid = rounded(self.base, self.tuned_grid) == self.base
+        return on_grid.double().mean().item() > 0.99
 
     def variance(self, both: bool) -> Tensor:
         """Return the variance of the rounding in every entry of the difference."""
@@ -343,7 +353,7 @@ class _Sample:
     """Some entries of a pair, on which storage is acted out."""
 
     def __init__(self, pair: _Pair, found: _Leading, certain: int, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
+        generator = own_generator(seed, 1)
         device, size = pair.base.device, pair.base.numel()
         chosen = torch.randint(size, (_SAMPLE,), generator=generator).to(device)
         entries = (pair.base, pair.difference, found.part(certain), found.rest(certain))
@@ -351,7 +361,7 @@ class _Sample:
         self.grid = pair.tuned_grid
         spacing = ulp(self.base, pair.base_grid)
         coarser = torch.maximum(spacing, ulp(self.base, self.grid))
-        octaves, self.octave = coarser.double().unique(return_inverse=True)
+        octaves, self.octave = torch.unique(coarser.double(), return_inverse=True)
         self.count, self.variance = torch.bincount(self.octave).double(), octaves.square() / 12
         self.energy = self._mean(rest.square())
         self.changed = self._mean(x != 0)
@@ -399,7 +409,7 @@ class _Sample:
         changed = self._mean(result != 0).sqrt() - self.changed.sqrt()
         # In spacings where an octave is coarse, relative where it is fine.
         distance = energy.square() / (self.variance + self.energy) + changed.square()
-        return (self.count * distance).sum().item()
+        return float((self.count * distance).sum())
 
     def _mean(self, entries: Tensor) -> Tensor:
         """Return the mean over each octave of the base."""
@@ -424,7 +434,7 @@ def _edge(found: _Leading, variance: Tensor, seed: int) -> float:
 
 def _rounding_edge(variance: Tensor, seed: int) -> float:
     """Return the edge of uniform errors with these variances."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = own_generator(seed, 2)
     width = (12 * variance).sqrt()
     norms = [
         spectral_norm(
@@ -433,12 +443,15 @@ def _rounding_edge(variance: Tensor, seed: int) -> float:
         )
         for _ in range(_DRAWS)
     ]
-    return sum(norms) / _DRAWS * (1 + max(_tail(variance), _length_tail(variance)))
+    # Where few rows or columns hold the noise the edge is the length of the longest.
+    longest = max((x[x.sum(1).argmax()] for x in (variance, variance.T)), key=torch.sum)
+    edge = sum(norms) / _DRAWS * (1 + max(_tail(variance), _length_tail(longest)))
+    return min(edge, variance.double().sum().sqrt().item() * (1 + _length_tail(variance)))
 
 
 def _flipped_edge(rest: Tensor, seed: int) -> float:
     """Return the edge of a matrix with random signs."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = own_generator(seed, 3)
     norms = []
     for _ in range(_DRAWS):
         signs = torch.randint(2, rest.shape, generator=generator, dtype=torch.int8)
@@ -455,21 +468,18 @@ def _tail(energy: Tensor) -> float:
     .. [1] I. M. Johnstone, Ann. Statist. 29 (2001) 295.
     """
     m, n = (_participation(energy.sum(axis)) for axis in (1, 0))
-    scale = ((1 / math.sqrt(m) + 1 / math.sqrt(n)) ** (1 / 3)) / 2
+    scale: float = (1 / math.sqrt(m) + 1 / math.sqrt(n)) ** (1 / 3) / 2
     return _TAIL * scale / (math.sqrt(m) + math.sqrt(n))
 
 
 def _length_tail(variance: Tensor) -> float:
-    """Return three relative standard deviations of the longest row's or column's length.
+    """Return four relative standard deviations of the length of uniform errors.
 
-    Where few rows or columns hold the noise the edge is that length. A uniform error e has
-    Var e² = 4/5 (E e²)².
+    Var e² is 4/5 (E e²)²; a matrix and the mean of its surrogates both vary. No error is longer
+    than √3 of its standard deviations.
     """
-    tails = []
-    for lines in (variance.double(), variance.double().T):
-        line = lines[lines.sum(1).argmax()]
-        tails.append(3 / 2 * math.sqrt(0.8 * _energy(line)) / line.sum().item())
-    return max(tails)
+    deviation = math.sqrt(0.8 * _energy(variance)) / variance.double().sum().item() / 2
+    return min(4 * deviation, math.sqrt(3) - 1)
 
 
 def _participation(energy: Tensor) -> float:
@@ -498,17 +508,9 @@ def _grid(name: str) -> torch.dtype:
     return torch.float32 if name == "float64" else getattr(torch, name)
 
 
-def _check(tuned: Tensor, base: Tensor) -> None:
-    if tuned.shape != base.shape or tuned.ndim != 2:
-        raise UpdateError(
-            "the two weights of a pair do not fit together",
-            where="storage_noise(tuned, base)",
-            expected="two matrices of one shape, (out, in)",
-            got=f"{tuple(tuned.shape)} and {tuple(base.shape)}",
-            fix="compare the same module of both checkpoints",
-        )
+def _check_finite(tuned: Tensor, base: Tensor) -> None:
     for name, weight in (("tuned", tuned), ("base", base)):
-        broken = int((~torch.isfinite(weight)).sum())
+        broken = weight.numel() - int(torch.isfinite(weight).sum())
         if broken:
             raise UpdateError(
                 "a stored weight holds numbers that are not finite",

@@ -1,7 +1,8 @@
 """How often the planted rank comes back above the storage noise of checkpoint pairs.
 
 Run as ``pytest tests/benchmarks/bench_noise.py`` for a small grid, or as a script for the whole
-calibration: ``python tests/benchmarks/bench_noise.py --size 512 --seeds 2``. No time is asserted.
+calibration: ``python tests/benchmarks/bench_noise.py --size 512 --seeds 2``, in pieces with
+``--rank 1`` and so on. No time is asserted.
 
 A planted rank r counts as *detectable* where its weakest direction, times the gain of the
 storage, is `MARGIN` times what B.1's theory asks for: θ > edge · (mn)^¼ / (√m + √n), with the
@@ -150,11 +151,12 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--nulls", type=int, default=100)
+    parser.add_argument("--rank", type=int, action="append", help="all unless given")
     parser.add_argument("--csv")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.seeds:
-        everything = grid(options.size, options.seeds)
+        everything = grid(options.size, options.seeds, options.rank or RANKS)
         if options.csv:
             everything.to_csv(options.csv, index=False)
         print(summary(everything).to_string(index=False, float_format="%.3f"))
