@@ -1,0 +1,521 @@
+r"""Storage noise: how much of the difference of two checkpoints is rounding.
+
+A checkpoint in bfloat16 or float16 holds every weight :math:`w` as the nearest point of a grid
+of spacing :math:`\mathrm{ulp}(w)`, with an error of variance :math:`\mathrm{ulp}(w)^2 / 12`.
+The difference X of two checkpoints holds such errors in one of two ways:
+
+* **from the stored base**: training began at the stored numbers and only the tuned file was
+  rounded, :math:`X = \mathrm{RN}(W_0 + Δ) - W_0`. Where the base lies on the grid of the tuned
+  file this is a *dead zone*: an entry changes only if :math:`|Δ|` exceeds half a spacing. Small
+  updates are attenuated, and for very low ranks the rounding is itself a pattern of low rank.
+* **both rounded** from finer originals: an independent error in each file, nothing attenuated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from rankscope.errors import UpdateError
+from rankscope.linalg.rounding import (
+    leading,
+    own_generator,
+    rounded,
+    rounding_variance,
+    spectral_norm,
+    ulp,
+)
+from rankscope.spectra import Spectrum, svd
+from rankscope.updates import DenseUpdate
+
+__all__ = ["StorageNoise", "rank_above_noise", "storage_noise", "stored_precision"]
+
+_COARSEST_FIRST = ("bfloat16", "float16", "float32", "float64")
+_DRAWS = 2  # surrogates of an edge
+_TAIL = 5.0  # Tracy-Widom scales from the mean of the surrogates to where 1 in 400 lies beyond
+_SAMPLE = 2**15  # entries on which the two ways are told apart
+_DOMINANT = 9.0  # ‖ΔW‖² in floors, above which its leading directions are taken off before that
+_LEADING = 256  # directions of ΔW that are ever taken off
+_FREE = 0.02  # the least share of a row or column that is taken to be left over
+_COHERENT_UP_TO = 64  # the rank above which rounding leaves no pattern
+_COHERENT = 1.2  # the largest ratio of a measured singular value to a re-rounded one
+_CORRECTIONS = 2
+
+
+@dataclass(frozen=True)
+class StorageNoise:
+    """What the storage of two checkpoints leaves in their difference X.
+
+    Parameters
+    ----------
+    tuned_dtype, base_dtype : str
+        The precision of each file, as its bits show.
+    dtype : str
+        The coarser of the two.
+    edge : float
+        The largest singular value that unstructured rounding gives, in the unit of the weight;
+        a rounding exceeds it in less than 1 % of cases.
+    floor : float
+        ``‖rounding‖_F`` if every entry is rounded; in a dead zone less is.
+    unchanged : float
+        Fraction of the entries that are exactly equal, in [0, 1].
+    share : float
+        Predicted share of ``‖X‖²`` that is rounding: one minus the squared correlation of X
+        with the true update, in [0, 1]. NaN where nothing changed.
+    gain : float
+        Predicted ``⟨Δ, X⟩ / ‖Δ‖²`` with the true update Δ: 1 without a dead zone, where
+        nothing is lost. NaN where nothing changed.
+    on_grid : bool
+        Whether the tuned weights were rounded from the stored base plus an update, and that
+        base lies on their grid. If not, the base is finer than the grid, or both files were
+        rounded from finer originals.
+    dead_zone : bool
+        Whether the grid swallowed more than 1 % of the update.
+    """
+
+    tuned_dtype: str
+    base_dtype: str
+    dtype: str
+    edge: float
+    floor: float
+    unchanged: float
+    share: float
+    gain: float
+    on_grid: bool
+    dead_zone: bool
+
+
+def stored_precision(weight: Float[Tensor, "*shape"]) -> str:
+    """Return the precision of stored numbers, as their bits show.
+
+    A float32 file often holds numbers that were bfloat16 before: their low 16 bits are zero. A
+    16-bit tensor is what it is; a wider one the first of bfloat16, float16 (with its range and
+    subnormals) and float32 that represents every number exactly.
+
+    Parameters
+    ----------
+    weight : Tensor
+
+    Returns
+    -------
+    str
+        ``bfloat16``, ``float16``, ``float32`` or ``float64``.
+
+    Examples
+    --------
+    >>> stored_precision(torch.tensor([0.5, 1.0 + 2**-7]))
+    'bfloat16'
+    >>> stored_precision(torch.tensor([0.5, 1.0 + 2**-10]))
+    'float16'
+    """
+    own = str(weight.dtype).removeprefix("torch.")
+    for name in _COARSEST_FIRST[: _COARSEST_FIRST.index(own)]:
+        narrower = getattr(torch, name).itemsize < weight.dtype.itemsize
+        if narrower and torch.equal(weight.to(getattr(torch, name)).to(weight.dtype), weight):
+            return name
+    return own
+
+
+def storage_noise(
+    tuned: Float[Tensor, "out in"], base: Float[Tensor, "out in"], *, seed: int = 0
+) -> StorageNoise | None:
+    """Return what storage leaves in the difference of two stored weights.
+
+    Parameters
+    ----------
+    tuned, base : (out, in) Tensor
+        As they were stored, in any floating dtype; finite.
+    seed : int
+        Of the surrogates: an edge varies with it by some tenths of a percent.
+
+    Returns
+    -------
+    StorageNoise or None
+        None where both are float32 or float64 by their bits. Their rounding is smaller than
+        that of bfloat16 by 2**16: it matters below ``‖ΔW‖ / ‖W‖`` of 1e-6.
+
+    Raises
+    ------
+    UpdateError
+        If a weight holds NaN or infinity (a float16 overflow).
+
+    Notes
+    -----
+    *Edge.* The smaller of two surrogates, each the spectral norm of random matrices plus what
+    fewer than 1 % of matrices exceed. One is drawn with the variance ``ulp² / 12`` of every
+    entry: weights are uneven, and one variance for all would be far too low an edge. The other
+    is X itself, less the directions that stand above the edge, with random signs [1]_: in a
+    dead zone most entries carry no error, and two files rounded from like originals share
+    theirs, so that the first would be several times too high.
+
+    *Which way.* Both ways are acted out on a sample of the entries, with a Gaussian update of
+    that size which gives ``‖X‖``. The one is taken whose energy and share of changed entries,
+    octave by octave of the base, come nearer: in a dead zone large weights do not change, in
+    the other they change the most. Share and gain are those of that act.
+
+    References
+    ----------
+    .. [1] D. Hong, Y. Sheng and E. Dobriban, "Selecting the number of components in PCA via
+       random signflips", arXiv:2012.02985.
+
+    Examples
+    --------
+    Every second entry moves by one spacing (2**-7 at 1) of bfloat16:
+
+    >>> base = torch.ones(4, 4, dtype=torch.bfloat16)
+    >>> tuned = base + 2**-7 * (torch.arange(4) % 2)
+    >>> noise = storage_noise(tuned, base)
+    >>> noise.dtype, noise.base_dtype, noise.unchanged
+    ('bfloat16', 'bfloat16', 0.5)
+    """
+    _check_finite(tuned, base)
+    names = stored_precision(tuned), stored_precision(base)
+    coarser = min(names, key=_COARSEST_FIRST.index)
+    if coarser not in ("bfloat16", "float16") or not tuned.numel():
+        return None
+    pair = _Pair(tuned.float(), base.float(), *(_grid(name) for name in names))
+    found = _Leading(pair.difference, seed)
+    act = _likelier(pair, found, seed)
+    variance = pair.variance(act.both)
+    on_grid = not act.both and pair.base_on_grid
+    return StorageNoise(
+        tuned_dtype=names[0],
+        base_dtype=names[1],
+        dtype=coarser,
+        edge=_edge(found, variance, seed),
+        floor=variance.double().sum().sqrt().item(),
+        unchanged=(pair.difference == 0).double().mean().item(),
+        share=act.share,
+        gain=act.gain if on_grid or math.isnan(act.gain) else 1.0,
+        on_grid=on_grid,
+        dead_zone=on_grid and act.gain < 0.99,
+    )
+
+
+def rank_above_noise(
+    spectrum: Spectrum,
+    tuned: Float[Tensor, "out in"],
+    base: Float[Tensor, "out in"],
+    noise: StorageNoise,
+    *,
+    seed: int = 0,
+) -> int:
+    """Return the number of directions of a difference that its storage does not explain.
+
+    Parameters
+    ----------
+    spectrum : Spectrum
+        Of ``tuned - base``; the leading values are enough, and vectors are not needed.
+    tuned, base : (out, in) Tensor
+        As they were stored.
+    noise : StorageNoise
+        `storage_noise` of the two.
+    seed : int
+        Of the random starts.
+
+    Returns
+    -------
+    int
+        Never more than the number of singular values above ``noise.edge``; 0 where all is
+        below the noise.
+
+    Notes
+    -----
+    Of an update that was rounded on the grid of its base, a rank k is enough if k directions,
+    added to the base and rounded again, leave a (k+1)th singular value within 1.2 of the one
+    measured; up to the true rank the ratio is 3 and more. The k directions are those of X,
+    corrected twice for what rounding takes from them, :math:`Δ ← P_k[Δ + (X - R(Δ)) / g]` with
+    the gain :math:`g = ⟨Δ, R(Δ)⟩ / ‖Δ‖²`: without, the ratio at the true rank would be up to
+    1.4 where the gain is 0.6, and 2 where it is 0.2.
+
+    Examples
+    --------
+    >>> base = torch.ones(4, 4, dtype=torch.bfloat16)
+    >>> tuned = base + torch.eye(4).bfloat16() / 2
+    >>> difference = DenseUpdate(tuned.float() - base.float())
+    >>> rank_above_noise(svd(difference), tuned, base, storage_noise(tuned, base))
+    4
+    """
+    pair = _Pair(tuned.float(), base.float(), _grid(noise.tuned_dtype), _grid(noise.base_dtype))
+    if len(spectrum.values) < min(tuned.shape) and spectrum.values[-1] > noise.edge:
+        spectrum = svd(DenseUpdate(tuned.double() - base.double()), vectors=False)
+    values = spectrum.values
+    above = int((values > max(noise.edge, spectrum.floor)).sum())
+    highest = min(above - 1, _COHERENT_UP_TO)
+    if not noise.on_grid or highest < 1 or not _enough(highest, values, pair, seed):
+        return above
+    low, high = 1, highest
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _enough(middle, values, pair, seed) else (middle + 1, high)
+    return low
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two stored weights in float32, and the grids on which they lie."""
+
+    tuned: Tensor
+    base: Tensor
+    tuned_grid: torch.dtype
+    base_grid: torch.dtype
+
+    @property
+    def difference(self) -> Tensor:
+        return self.tuned - self.base
+
+    @property
+    def base_on_grid(self) -> bool:
+        """Whether all of the base lies there but for some tiny numbers (bfloat16's range)."""
+        on_grid = rounded(self.base, self.tuned_grid) == self.base
+        return on_grid.double().mean().item() > 0.99
+
+    def variance(self, both: bool) -> Tensor:
+        """Return the variance of the rounding in every entry of the difference."""
+        variance = rounding_variance(self.tuned, self.tuned_grid)
+        return variance + rounding_variance(self.base, self.base_grid) if both else variance
+
+
+class _Leading:
+    """The leading directions of a matrix, as many as are asked for."""
+
+    def __init__(self, matrix: Tensor, seed: int) -> None:
+        self.matrix = matrix
+        self.limit = max(min(*matrix.shape, 2 * _LEADING) // 2, 1)
+        self.seed = seed
+        self._extend(min(16, self.limit))
+
+    def _extend(self, k: int) -> None:
+        self.values, self.right = leading(self.matrix, k, seed=self.seed)
+
+    def above(self, edge: float) -> int:
+        """Return how many singular values lie above `edge`, at most `limit`."""
+        while self.values[-1] > edge and len(self.values) < self.limit:
+            self._extend(min(2 * len(self.values), self.limit))
+        return int((self.values > edge).sum())
+
+    def part(self, k: int) -> Tensor:
+        """Return the matrix on its first `k` directions."""
+        return self.matrix @ self.right[:, :k] @ self.right[:, :k].T
+
+    def rest(self, k: int) -> Tensor:
+        """Return the matrix without them, each entry at the size it would have with them.
+
+        They take a share of the noise along: that of its row (column) is the leverage, the sum
+        of the squares of its k left (right) coordinates.
+        """
+        right = self.right[:, :k]
+        left = self.matrix @ right / self.values[:k]
+        rows, columns = ((1 - x.square().sum(1)).clamp_min(_FREE) for x in (left, right))
+        rest: Tensor = (self.matrix - self.part(k)) / (rows[:, None] * columns).sqrt()
+        return rest
+
+
+@dataclass(frozen=True)
+class _Act:
+    """One way of storage, acted out: how far it is from what is seen, and what it does."""
+
+    both: bool
+    distance: float
+    gain: float
+    share: float
+
+
+def _likelier(pair: _Pair, found: _Leading, seed: int) -> _Act:
+    """Act out both ways and return the one that is nearer to what is seen."""
+    x = pair.difference
+    if not x.any():
+        return _Act(False, 0.0, math.nan, math.nan)
+    sample = _Sample(pair, found, _certain(pair, found), seed)
+    alone = sample.act(both=False)
+    if pair.base_grid.itemsize > 2:  # the base is not rounded to speak of
+        return alone
+    return min(alone, sample.act(both=True), key=lambda act: act.distance)
+
+
+def _certain(pair: _Pair, found: _Leading) -> int:
+    """Return how many directions of a large difference are no rounding in either way."""
+    variance = pair.variance(both=True)
+    if pair.difference.square().sum() <= _DOMINANT * variance.sum():
+        return 0
+    # No matrix of independent entries with these variances has a larger norm.
+    bound = variance.sum(0).max().sqrt() + variance.sum(1).max().sqrt()
+    return found.above(bound.item())
+
+
+class _Sample:
+    """Some entries of a pair, on which storage is acted out."""
+
+    def __init__(self, pair: _Pair, found: _Leading, certain: int, seed: int) -> None:
+        generator = own_generator(seed, 1)
+        device, size = pair.base.device, pair.base.numel()
+        chosen = torch.randint(size, (_SAMPLE,), generator=generator).to(device)
+        entries = (pair.base, pair.difference, found.part(certain), found.rest(certain))
+        self.base, x, self.known, rest = (of.flatten()[chosen] for of in entries)
+        self.grid = pair.tuned_grid
+        spacing = ulp(self.base, pair.base_grid)
+        coarser = torch.maximum(spacing, ulp(self.base, self.grid))
+        octaves, self.octave = torch.unique(coarser.double(), return_inverse=True)
+        self.count, self.variance = torch.bincount(self.octave).double(), octaves.square() / 12
+        self.energy = self._mean(rest.square())
+        self.changed = self._mean(x != 0)
+        self.unit = torch.randn(_SAMPLE, generator=generator).to(device)
+        dither = (torch.rand(_SAMPLE, generator=generator) - 0.5).to(device)
+        finer = self.base + spacing * dither
+        # Below a power of two the spacing is half of that above.
+        self.finer = torch.where(rounded(finer, pair.base_grid) == self.base, finer, self.base)
+
+    def act(self, *, both: bool) -> _Act:
+        """Round the base plus a Gaussian update, of the size that comes nearest."""
+        origin = self.finer if both else self.base
+
+        def stored(size: float) -> Tensor:
+            return rounded(origin + self.known + size * self.unit, self.grid) - self.base
+
+        size = self._nearest(lambda size: self._distance(stored(size)))
+        update, result = self.known + size * self.unit, stored(size)
+        product, energy = (update.double() * result).sum().item(), _energy(update)
+        gain = product / energy if energy else 1.0
+        correlation = gain * math.sqrt(energy / _energy(result)) if result.any() else 0.0
+        return _Act(
+            both,
+            self._distance(result),
+            1.0 if both else min(max(gain, 0.0), 1.0),
+            min(max(1 - correlation**2, 0.0), 1.0),
+        )
+
+    def _nearest(self, distance: Callable[[float], float]) -> float:
+        """Return the size of least distance, to a percent: a factor of two, then within it."""
+        unit = ((self.count * self.energy).sum() / _SAMPLE).sqrt().item()
+        sizes = [0.0, *(unit * 2.0**power for power in range(-12, 5))]
+        best = min(sizes, key=distance)
+        if not best:
+            return best
+        around = (math.log(best / 2), math.log(best * 2))
+        found = minimize_scalar(
+            lambda log: distance(math.exp(log)), bounds=around, options={"xatol": 0.01}
+        )
+        return math.exp(found.x)
+
+    def _distance(self, result: Tensor) -> float:
+        """Return how far a result is from what is seen, octave by octave, in entries."""
+        energy = self._mean((result - self.known).square()).sqrt() - self.energy.sqrt()
+        changed = self._mean(result != 0).sqrt() - self.changed.sqrt()
+        # In spacings where an octave is coarse, relative where it is fine.
+        distance = energy.square() / (self.variance + self.energy) + changed.square()
+        return float((self.count * distance).sum())
+
+    def _mean(self, entries: Tensor) -> Tensor:
+        """Return the mean over each octave of the base."""
+        return torch.bincount(self.octave, entries.double()) / self.count
+
+
+def _energy(x: Tensor) -> float:
+    return x.double().square().sum().item()
+
+
+def _edge(found: _Leading, variance: Tensor, seed: int) -> float:
+    """Return the smaller surrogate edge; what stands above it is taken off the second one."""
+    highest = _rounding_edge(variance, seed)
+    k = 0
+    while True:
+        edge = min(highest, _flipped_edge(found.rest(k), seed))
+        above = found.above(edge)
+        if above <= k or above == found.limit:
+            return edge
+        k = above
+
+
+def _rounding_edge(variance: Tensor, seed: int) -> float:
+    """Return the edge of uniform errors with these variances."""
+    generator = own_generator(seed, 2)
+    width = (12 * variance).sqrt()
+    norms = [
+        spectral_norm(
+            width * (torch.rand(width.shape, generator=generator).to(width.device) - 0.5),
+            seed=seed,
+        )
+        for _ in range(_DRAWS)
+    ]
+    # Where few rows or columns hold the noise the edge is the length of the longest.
+    longest = max((x[x.sum(1).argmax()] for x in (variance, variance.T)), key=torch.sum)
+    edge = sum(norms) / _DRAWS * (1 + max(_tail(variance), _length_tail(longest)))
+    return min(edge, variance.double().sum().sqrt().item() * (1 + _length_tail(variance)))
+
+
+def _flipped_edge(rest: Tensor, seed: int) -> float:
+    """Return the edge of a matrix with random signs."""
+    generator = own_generator(seed, 3)
+    norms = []
+    for _ in range(_DRAWS):
+        signs = torch.randint(2, rest.shape, generator=generator, dtype=torch.int8)
+        norms.append(spectral_norm(rest * (2 * signs - 1).to(rest.device), seed=seed))
+    return sum(norms) / _DRAWS * (1 + _tail(rest.square()))
+
+
+def _tail(energy: Tensor) -> float:
+    """Return the relative distance from the mean of an edge to where few matrices reach.
+
+    The edge √m + √n of unit noise varies on the scale ½(1/√m + 1/√n)^⅓ [1]_; uneven entries
+    count as the fewer rows and columns that hold their energy.
+
+    .. [1] I. M. Johnstone, Ann. Statist. 29 (2001) 295.
+    """
+    m, n = (_participation(energy.sum(axis)) for axis in (1, 0))
+    scale: float = (1 / math.sqrt(m) + 1 / math.sqrt(n)) ** (1 / 3) / 2
+    return _TAIL * scale / (math.sqrt(m) + math.sqrt(n))
+
+
+def _length_tail(variance: Tensor) -> float:
+    """Return four relative standard deviations of the length of uniform errors.
+
+    Var e² is 4/5 (E e²)²; a matrix and the mean of its surrogates both vary. No error is longer
+    than √3 of its standard deviations.
+    """
+    deviation = math.sqrt(0.8 * _energy(variance)) / variance.double().sum().item() / 2
+    return min(4 * deviation, math.sqrt(3) - 1)
+
+
+def _participation(energy: Tensor) -> float:
+    total = energy.double().sum().item()
+    return total**2 / _energy(energy) if total else 1.0
+
+
+def _enough(k: int, values: Tensor, pair: _Pair, seed: int) -> bool:
+    """Say whether `k` directions, rounded again, leave as large a next value as measured."""
+    x = pair.difference
+    _, right = leading(x, k, seed=seed)
+    update = x @ right @ right.T
+    for _ in range(_CORRECTIONS):
+        again = rounded(pair.base + update, pair.tuned_grid) - pair.base
+        gain = (update * again).sum() / update.square().sum()
+        target = update + (x - again) / gain.clamp(0.02, 1)
+        _, right = leading(target, k, start=right, seed=seed)
+        update = target @ right @ right.T
+    again = rounded(pair.base + update, pair.tuned_grid) - pair.base
+    _, right = leading(again, k, start=right, seed=seed)
+    return values[k].item() <= _COHERENT * spectral_norm(again - again @ right @ right.T)
+
+
+def _grid(name: str) -> torch.dtype:
+    """Return the storage format; float64 counts as float32, in which all is computed."""
+    return torch.float32 if name == "float64" else getattr(torch, name)
+
+
+def _check_finite(tuned: Tensor, base: Tensor) -> None:
+    for name, weight in (("tuned", tuned), ("base", base)):
+        broken = weight.numel() - int(torch.isfinite(weight).sum())
+        if broken:
+            raise UpdateError(
+                "a stored weight holds numbers that are not finite",
+                where=f"the {name} weight",
+                expected="finite numbers",
+                got=f"{broken} NaN or infinite entries of {weight.numel()}, {weight.dtype}",
+                fix="float16 overflows at 65504: save the checkpoint again, as bfloat16",
+            )
