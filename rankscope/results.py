@@ -117,7 +117,7 @@ class Result:
 
     def shown(self) -> pd.DataFrame:
         """Return the part of the table that is printed: without the long columns."""
-        return self.table.drop(columns=list(self.hidden), errors="ignore")
+        return _without_experts(self.table.drop(columns=list(self.hidden), errors="ignore"))
 
     def to_text(self) -> str:
         """Return the printed table, all rows of it."""
@@ -283,7 +283,7 @@ class InfoResult(Result):
     Attributes
     ----------
     modules : DataFrame or None
-        Columns ``source module shape rank scale format``, if asked for.
+        Columns ``source module expert shape rank scale format``, if asked for.
     metadata : dict or None
         What each source says of itself, header and configuration, if asked for.
     """
@@ -297,7 +297,7 @@ class InfoResult(Result):
         """Return the table, then the modules and the metadata where they were asked for."""
         parts = [super().to_text()]
         if self.modules is not None:
-            parts.append(as_text(self.modules))
+            parts.append(as_text(_without_experts(self.modules)))
         if self.metadata is not None:
             parts.append(json.dumps(plain(self.metadata), indent=1))
         return "\n\n".join(parts)
@@ -321,6 +321,12 @@ def unknown_suffix(path: Path) -> OutputError:
         got=path.suffix or "no suffix",
         fix="choose the form by the file's suffix",
     )
+
+
+def _without_experts(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table without the column of experts where there are none."""
+    empty = "expert" in table and bool(table.expert.isna().all())
+    return table.drop(columns="expert") if empty else table
 
 
 def _cells(row: Any) -> pd.DataFrame:

@@ -20,6 +20,7 @@ def info(
     *sources: Source,
     base: Source | None = None,
     alpha: float | None = None,
+    split: str = "auto",
     modules: bool = False,
     metadata: bool = False,
 ) -> InfoResult:
@@ -33,6 +34,8 @@ def info(
         Makes a full checkpoint a pair, whose modules are then the updates.
     alpha : float, optional
         LoRA's alpha, for files that do not say it.
+    split : {"auto", "none", "heads"}
+        How fused projections are listed, see `open_updates`.
     modules : bool
         Also list every module.
     metadata : bool
@@ -70,7 +73,7 @@ def info(
         if opened.family is None and base is None:
             updates = open_weights(source)
         else:
-            updates = open_updates(source, base, alpha=alpha)
+            updates = open_updates(source, base, alpha=alpha, split=split)
         rows.append(_row(opened, updates))
         listed += [_module(site, updates) for site in updates.sites]
         said[opened.label] = {
@@ -81,9 +84,11 @@ def info(
         inputs += updates.inputs
     return InfoResult(
         table=pd.DataFrame(rows),
-        provenance=provenance("info", {"sources": inputs}, {"alpha": alpha}, "cpu"),
+        provenance=provenance(
+            "info", {"sources": inputs}, {"alpha": alpha, "split": split}, "cpu"
+        ),
         notes=tuple(notes),
-        modules=pd.DataFrame(listed) if modules else None,
+        modules=_modules(listed) if modules else None,
         metadata=said if metadata else None,
     )
 
@@ -109,11 +114,17 @@ def _module(site: Site, updates: UpdateSet) -> dict[str, Any]:
     return {
         "source": updates.source,
         "module": site.module,
+        "expert": site.expert,
         "shape": site.shape,
         "rank": site.rank,
         "scale": site.scale,
         "format": updates.format,
     }
+
+
+def _modules(listed: list[dict[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame(listed)
+    return table.astype({"expert": "Int64"}) if listed else table
 
 
 def _common(values: Iterable[H | None]) -> H | list[H] | None:

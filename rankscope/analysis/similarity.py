@@ -172,6 +172,7 @@ def similarity(
                 "max_i": max_i,
                 "max_j": max_j,
                 "alpha": [set_a.alpha, set_b.alpha],
+                "split": [set_a.split, set_b.split],
                 "seed": seed,
                 "modules": shared,
             },
@@ -208,7 +209,7 @@ def _rows(module: str, a: UpdateSet, b: UpdateSet, options: _Options) -> list[di
         _directions(update, options, limit)
         for update, limit in zip(updates, (options.max_i, options.max_j), strict=True)
     )
-    named = {"module": module, "layer": site.layer, "kind": site.kind}
+    named = {"module": module, "layer": site.layer, "kind": site.kind, "expert": site.expert}
     return [named | _compare(side, one[side], two[side], options.seed) for side in options.sides]
 
 
@@ -289,6 +290,7 @@ _COLUMNS = {
     "module": "str",
     "layer": "Int64",
     "kind": "str",
+    "expert": "Int64",
     "side": "str",
     "dimension": "int64",
     "rank_a": "int64",

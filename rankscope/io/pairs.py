@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 from rankscope.errors import SourceError
 from rankscope.io.adapters.family import Reading
 from rankscope.io.containers.aligned import Aligned, common_names, is_stack
-from rankscope.io.names import natural_key, stored_transposed
+from rankscope.io.containers.lens import Part
+from rankscope.io.names import experts_transposed, natural_key, stored_transposed
 from rankscope.io.recipes import Difference, Stored
 from rankscope.io.tensors import TensorStore
 from rankscope.io.updateset import Site
 
 __all__ = ["Pair", "read_checkpoint"]
+
+_Shapes = Mapping[str, tuple[int, ...]]
 
 # Matrices by their shape that are none: biases of stacked experts, masks, tables of rotations.
 _BUFFER = re.compile(r"(^|[._])(bias|inv_freq|position_ids|num_batches_tracked|running_\w+)$")
@@ -26,7 +29,7 @@ _VOCABULARY = re.compile(
     r"|token_embedding|lm_head)\.weight$"
 )
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
-_STACKED = "stacked experts are taken as (expert, out, in), one module each"
+_STACKED = "stacked experts are taken as (expert, out, in) unless their shapes tell otherwise"
 
 
 class Pair:
@@ -143,12 +146,22 @@ def _reading(
     # The tell-tale neighbour may be in the base alone.
     both = {**(base.tensors if base is not None else {}), **store.tensors}
     shapes = {name: info.shape for name, info in both.items()}
+    stacks = {name: info.shape for name, info in store.store.tensors.items()}
     return Reading(
         format=format_,
-        sites=tuple(_site(store, base, name, stored_transposed(name, shapes)) for name in names),
+        sites=tuple(
+            _site(store, base, name, _is_transposed(name, shapes, store.parts[name], stacks))
+            for name in names
+        ),
         unread=tuple(name for name in store.store.tensors if name not in read),
         notes=notes,
     )
+
+
+def _is_transposed(name: str, shapes: _Shapes, part: Part, stacks: _Shapes) -> bool:
+    """Whether a matrix is stored (in, out), by itself or as one of a stack of experts."""
+    turned = part.index is not None and experts_transposed(part.name, stacks)
+    return bool(turned) or stored_transposed(name, shapes)
 
 
 def _is_matrix(store: TensorStore, name: str) -> bool:
