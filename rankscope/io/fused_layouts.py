@@ -42,7 +42,9 @@ _SPLIT = {
     "attn_qkv": {"q": "attn_q", "k": "attn_k", "v": "attn_v"},
 }
 _FUSED = re.compile(rf"(?P<path>(?:.*\.)?)(?P<name>{'|'.join(_SPLIT)})(?:\[(?P<expert>\d+)\])?")
-_NOT_TOLD = "the config.json of a known model is needed, beside the base, to tell their rows apart"
+_NOT_TOLD = (
+    "only a known model's config.json, beside the base, tells how their rows are shared out"
+)
 _MISFIT = "the heads that config.json tells do not give {} rows"
 
 
