@@ -21,6 +21,7 @@ from rankscope.io.fused import canonical_slice
 from rankscope.io.fused_layouts import Layout, fused_name, layout_of, split_names
 from rankscope.io.model_config import ModelConfig
 from rankscope.io.names import expert_number, kind_of, layer_of
+from rankscope.io.sources import open_weights
 from rankscope.updates import DenseUpdate, FactoredUpdate
 
 peft = pytest.importorskip("peft")
@@ -44,10 +45,12 @@ def attention_of(family, **config):
     """The family's own attention layer, without biases."""
     named = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     kind = {
-        "bloom": "Bloom", "falcon": "Falcon", "gpt_neox": "GPTNeoX", "persimmon": "Persimmon",
-        "phi3": "Phi3", "gpt2": "GPT2", "codegen": "CodeGen", "gpt_bigcode": "GPTBigCode",
-        "modernbert": "ModernBert",
-    }[family]  # fmt: skip
+        "gpt_neox": "GPTNeoX",
+        "gpt2": "GPT2",
+        "codegen": "CodeGen",
+        "gpt_bigcode": "GPTBigCode",
+    }
+    kind = kind.get(family, family.capitalize())
     told = getattr(transformers, f"{kind}Config")(**config)
     told._attn_implementation = "eager"
     torch.manual_seed(0)
@@ -89,27 +92,27 @@ def heads_read(family, layer, named, told, fused, monkeypatch):
     return [part.reshape(WIDTH, -1, SIZE).flatten(1).T.detach() for part in parts]
 
 
+class SeenError(Exception):
+    """Raised once the attention proper is reached."""
+
+
 def captured(layer, named, told, monkeypatch):
     """What reaches the attention proper when each input is a sequence of one: no rotation."""
     kept = []
 
     def attend(*arguments, **_):
-        tensors = [a for a in arguments if isinstance(a, torch.Tensor)][:3]
-        kept.extend(tensors)
-        return tensors[0].transpose(1, 2), None
+        kept.extend([a for a in arguments if isinstance(a, torch.Tensor)][:3])
+        raise SeenError
 
-    inputs = torch.eye(WIDTH, dtype=torch.float64)[:, None]
     turn = (torch.ones(WIDTH, 1, SIZE).double(), torch.zeros(WIDTH, 1, SIZE).double())
-    if hasattr(layer, "_attn"):
-        monkeypatch.setattr(
-            layer, "_attn", lambda q, k, v, *_: (kept.extend([q, k, v]), None) and (q, None)
-        )
-        layer(inputs, position_ids=torch.zeros(WIDTH, 1, dtype=torch.long))
+    options = {"position_embeddings": turn} if told.model_type in ("phi3", "gpt_neox") else {}
+    if told.model_type == "codegen":
+        options = {"position_ids": torch.zeros(WIDTH, 1, dtype=torch.long)}
+        monkeypatch.setattr(layer, "_attn", attend)
     else:
         monkeypatch.setattr(named, "eager_attention_forward", attend)
-        rotary = told.model_type in ("phi3", "gpt_neox")
-        options = {"position_embeddings": turn} if rotary else {}
-        layer(inputs, attention_mask=None, **options)
+    with pytest.raises(SeenError):
+        layer(torch.eye(WIDTH, dtype=torch.float64)[:, None], attention_mask=None, **options)
     return [part.transpose(1, 2) for part in kept]
 
 
@@ -364,6 +367,14 @@ class TestPairs:
         assert table.unchanged_fraction[["q", "k", "v"]].tolist() == [0.75, 0, 0]
         assert table.relative_norm.notna().all()
 
+    def test_weights_themselves(self, tmp_path, rng):
+        base, _, folder = self.pair(tmp_path, rng)
+        weights = open_weights(folder / "base")
+        joined = [weights[f"transformer.h.0.attn.c_attn.{part}"].dense() for part in "qkv"]
+        assert torch.equal(torch.cat(joined), base)
+        assert len(open_weights(folder / "base", split="none")) == 1
+        assert len(rs.info(folder / "base", modules=True, split="heads").modules) == 12
+
     def test_heads_of_differences(self, tmp_path, rng):
         base, tuned, folder = self.pair(tmp_path, rng)
         updates = rs.open_updates(folder / "tuned", folder / "base", split="heads")
@@ -471,6 +482,21 @@ class TestExperts:
         updates = rs.open_updates(peft_tensors([module], 2, rng, out=6, in_=8), base)
         assert torch.equal(updates.weight(module), base[STACK][2, 6:])
         assert (updates.site(module).expert, updates.site(module).layer) == (2, 1)
+
+    @pytest.mark.parametrize("told", [{}, {"model_type": "qwen3_moe", "hidden_size": 8}])
+    def test_fused_experts_on_a_split_base(self, tmp_path, rng, told):
+        parts = {
+            f"model.layers.1.mlp.experts.2.{part}_proj.weight": gaussian(6, 8, rng=rng).float()
+            for part in ("gate", "up")
+        }
+        save_file(parts, written(tmp_path, told) / "model.safetensors")
+        updates = rs.open_updates(
+            peft_tensors([f"{STACK}[2]"], 2, rng, out=12, in_=8), tmp_path, alpha=1
+        )
+        assert len(updates) == 1 + bool(told)
+        names = sorted(updates.names)  # gate before up
+        joined = torch.cat([updates.weight(name) for name in names])
+        assert torch.equal(joined, torch.cat(list(parts.values())))
 
 
 BAD = {

@@ -71,7 +71,7 @@ def info(
     for source in sources:
         opened = open_source(source)
         if opened.family is None and base is None:
-            updates = open_weights(source)
+            updates = open_weights(source, split=split)
         else:
             updates = open_updates(source, base, alpha=alpha, split=split)
         rows.append(_row(opened, updates))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache
 
 from rankscope.errors import SourceError
 from rankscope.io.adapters.loralib import merged_linear, merged_part
@@ -17,9 +18,10 @@ from rankscope.io.fused_layouts import (
     told_of,
 )
 from rankscope.io.model_config import ModelConfig
-from rankscope.io.recipes import Cut, Difference, Formula, Recipe
+from rankscope.io.names import expert_of
+from rankscope.io.recipes import Cut, Difference, Formula, Recipe, Stored
 from rankscope.io.updateset import Site, UpdateSet
-from rankscope.io.weights import Bases
+from rankscope.io.weights import BaseWeights
 
 __all__ = ["SPLITS", "canonical_slice", "check_split", "split_fused", "split_names"]
 
@@ -89,34 +91,36 @@ def check_split(split: str) -> str:
 
 
 def _each_split(updates: UpdateSet) -> tuple[list[Site], list[str]]:
+    base = updates.base
+    # Once per stack: many experts share one, and to look it up takes a while.
+    straight = cache(lambda stack: base and BaseWeights(base, updates.model).is_straight(stack))
     sites: list[Site] = []
     left: dict[str, list[str]] = {}
-    crossing: list[str] = []
+    crossing = False
     for site in updates.sites:
-        layout = _layout(site, updates) if is_fused(site.module) else None
+        layout = _layout(site, updates, straight) if is_fused(site.module) else None
         if isinstance(layout, Layout):
             sites += _slices(site, layout)
-            crossing += [site.module] if _crosses(site, layout) else []
+            crossing = crossing or _crosses(site, layout)
             continue
         sites.append(site)
         if layout is not None:
             left.setdefault(layout, []).append(site.module)
-    return sites, _said(_FUSED_LEFT, left) + ([_CROSSING] if crossing else [])
+    return sites, _said(_FUSED_LEFT, left) + [_CROSSING] * crossing
+
+
+def _layout(site: Site, updates: UpdateSet, straight: Callable[[str], object]) -> Layout | str:
+    merged, (stack, expert) = _merged(site), expert_of(site.module)
+    if merged is not None and updates.format == "litgpt":
+        return Layout(1, tuple(zip("qkv", merged.options["rows"], strict=True)))
+    known = expert is not None and not updates.model and bool(straight(stack))
+    return layout_of(site.module, site.shape, updates.model, straight=known)
 
 
 def _crosses(site: Site, layout: Layout) -> bool:
     """Whether an adapter left out a run of rows that is not one of q, k and v."""
     merged = _merged(site)
     return merged is not None and layout.groups > 1 and not all(merged.options["enabled"])
-
-
-def _layout(site: Site, updates: UpdateSet) -> Layout | str:
-    turned, merged = None, _merged(site)
-    if merged is not None and updates.format == "litgpt":
-        return Layout(1, tuple(zip("qkv", merged.options["rows"], strict=True)))
-    if updates.base is not None and site.module.endswith("]"):
-        turned = Bases(updates.base, updates.model).turned(site.module)
-    return layout_of(site.module, site.shape, updates.model, turned=turned)
 
 
 def _slices(site: Site, layout: Layout) -> list[Site]:
@@ -156,10 +160,15 @@ def _part(site: Site, module: str, block: Block) -> Site:
 
 
 def _cut(recipe: Recipe, block: Block) -> Recipe:
-    if not isinstance(recipe, Difference):
+    """Return how a part is read: matrices are cut where they are stored, all else as it is built.
+
+    So the difference of two checkpoints stays one, of these rows alone.
+    """
+    if not isinstance(recipe, Difference | Stored):
         return Cut(recipe, block)
-    # Cut where it is stored: the difference is then taken of these rows alone.
     stored = block.T if recipe.transposed else block
+    if isinstance(recipe, Stored):
+        return replace(recipe, store=Sliced(recipe.store, recipe.name, stored))
     tuned, base = (Sliced(store, recipe.name, stored) for store in (recipe.tuned, recipe.base))
     return replace(recipe, tuned=tuned, base=base)
 

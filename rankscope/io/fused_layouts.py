@@ -97,7 +97,7 @@ def is_fused(module: str) -> bool:
 
 
 def layout_of(
-    module: str, shape: tuple[int, int], config: ModelConfig, *, turned: bool | None = None
+    module: str, shape: tuple[int, int], config: ModelConfig, *, straight: bool = False
 ) -> Layout | str:
     """Return how the rows of a fused projection are shared out, or why that is not known.
 
@@ -109,8 +109,8 @@ def layout_of(
         ``(out, in)``.
     config : ModelConfig
         Of the model, empty where there is none.
-    turned : bool, optional
-        Whether the base keeps this stack of experts as (expert, in, out), if that is known.
+    straight : bool
+        Whether the base is known to keep this stack of experts as (expert, out, in).
 
     Examples
     --------
@@ -121,7 +121,7 @@ def layout_of(
     """
     name, expert = expert_of(module)
     if _GATE_UP.search(name):
-        return _stack(shape, config, turned) if expert is not None else _halves(shape[0])
+        return _stack(shape, config, straight) if expert is not None else _halves(shape[0])
     told = told_of(module, config)
     family, rule = _FAMILIES.get(told.type, ("", None))
     if rule is not None and re.search(rf"(?:^|[._]){family}$", name):
@@ -149,7 +149,7 @@ def _halves(rows: int) -> Layout | str:
     return f"{rows} rows have no halves" if rest else _rows(gate=half, up=half)
 
 
-def _stack(shape: tuple[int, int], config: ModelConfig, turned: bool | None) -> Layout | str:
+def _stack(shape: tuple[int, int], config: ModelConfig, straight: bool) -> Layout | str:
     """Return the layout of one of the stacked experts, whose gate and up may lie in turn."""
     halves = _halves(shape[0])
     # An old adapter's stack is read as it is stored, perhaps with the inputs first.
@@ -157,7 +157,7 @@ def _stack(shape: tuple[int, int], config: ModelConfig, turned: bool | None) -> 
         return f"their columns are not the {config.width} inputs that config.json tells"
     if config.type == "gpt_oss" and isinstance(halves, Layout):
         return Layout(shape[0] // 2, (("gate", 1), ("up", 1)))
-    if config.type == "openai_privacy_filter" or (not config.type and turned is not False):
+    if config.type == "openai_privacy_filter" or not (config.type or straight):
         return _NOT_TOLD
     return halves
 

@@ -44,10 +44,12 @@ def store_of(source: object) -> tuple[TensorStore, dict[str, Any] | None]:
 
 def live_model_config(source: object) -> dict[str, Any]:
     """Return what a module says of its own model, as transformers' do; empty if nothing."""
+    # PEFT calls a model without a configuration "custom".
     config = getattr(source, "config", None) if isinstance(source, nn.Module) else None
     to_dict = getattr(config, "to_dict", None)
     content = to_dict() if callable(to_dict) else config
-    return dict(content) if isinstance(content, Mapping) else {}
+    known = isinstance(content, Mapping) and content.get("model_type") not in (None, "custom")
+    return dict(content) if known else {}
 
 
 def _live_config(model: nn.Module, label: str) -> dict[str, Any] | None:

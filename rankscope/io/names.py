@@ -197,20 +197,20 @@ def expert_of(module: str) -> tuple[str, int | None]:
     return (match[1], int(match[2])) if match else (module, None)
 
 
-def experts_transposed(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool | None:
+def experts_transposed(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Return whether a stack of experts is stored (E, in, out), as gpt-oss does.
 
-    Told by both stacks: gate and up together are (2h, d) and down is (d, h), or both are
-    the other way round. None where one is missing or they do not belong together.
+    Told by both stacks of a layer, gate and up together and down: (E, 2f, d) and (E, d, f), or
+    turned (E, d, 2f) and (E, f, d). Without the other one nothing is told.
 
     Examples
     --------
     >>> experts_transposed("e.down_proj", {"e.gate_up_proj": (3, 8, 16), "e.down_proj": (3, 8, 8)})
     True
     """
-    stem = re.sub(r"(gate_up|down)_proj$", "", name)
-    fused, down = (shapes.get(f"{stem}{part}_proj", ()) for part in ("gate_up", "down"))
-    if len(fused) != 3 or len(down) != 3:
-        return None
-    straight = fused[1:] == (2 * down[2], down[1])
-    return not straight if straight or fused[1:] == (down[2], 2 * down[1]) else None
+    stem = re.sub(r"(down|gate_up)_proj(\.weight)?$", "", name)
+    both = [shapes.get(f"{stem}{one}_proj", ()) for one in ("gate_up", "down")]
+    if stem == name or any(len(shape) != 3 for shape in both):
+        return False
+    (_, rows, columns), (_, inner, outer) = both
+    return (rows, columns) == (outer, 2 * inner)

@@ -9,15 +9,12 @@ from functools import cached_property
 from rankscope.errors import SourceError
 from rankscope.io.adapters.family import Reading
 from rankscope.io.containers.aligned import Aligned, common_names, is_stack
-from rankscope.io.containers.lens import Part
-from rankscope.io.names import experts_transposed, natural_key, stored_transposed
+from rankscope.io.names import expert_of, experts_transposed, natural_key, stored_transposed
 from rankscope.io.recipes import Difference, Stored
 from rankscope.io.tensors import TensorStore
 from rankscope.io.updateset import Site
 
 __all__ = ["Pair", "read_checkpoint"]
-
-_Shapes = Mapping[str, tuple[int, ...]]
 
 # Matrices by their shape that are none: biases of stacked experts, masks, tables of rotations.
 _BUFFER = re.compile(r"(^|[._])(bias|inv_freq|position_ids|num_batches_tracked|running_\w+)$")
@@ -29,7 +26,7 @@ _VOCABULARY = re.compile(
     r"|token_embedding|lm_head)\.weight$"
 )
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
-_STACKED = "stacked experts are taken as (expert, out, in) unless their shapes tell otherwise"
+_STACKED = "stacked experts are one module each, (out, in) by the shapes of a layer's stacks"
 
 
 class Pair:
@@ -145,23 +142,20 @@ def _reading(
     read = {store.parts[name].name for name in names}
     # The tell-tale neighbour may be in the base alone.
     both = {**(base.tensors if base is not None else {}), **store.tensors}
-    shapes = {name: info.shape for name, info in both.items()}
-    stacks = {name: info.shape for name, info in store.store.tensors.items()}
+    shapes = {name: info.shape for name, info in (*both.items(), *store.store.tensors.items())}
     return Reading(
         format=format_,
-        sites=tuple(
-            _site(store, base, name, _is_transposed(name, shapes, store.parts[name], stacks))
-            for name in names
-        ),
+        sites=tuple(_site(store, base, name, _turned(store, name, shapes)) for name in names),
         unread=tuple(name for name in store.store.tensors if name not in read),
         notes=notes,
     )
 
 
-def _is_transposed(name: str, shapes: _Shapes, part: Part, stacks: _Shapes) -> bool:
-    """Whether a matrix is stored (in, out), by itself or as one of a stack of experts."""
-    turned = part.index is not None and experts_transposed(part.name, stacks)
-    return bool(turned) or stored_transposed(name, shapes)
+def _turned(store: Aligned, name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    stack, expert = expert_of(name)
+    if expert is None:
+        return stored_transposed(name, shapes)
+    return experts_transposed(stack, shapes)
 
 
 def _is_matrix(store: TensorStore, name: str) -> bool:

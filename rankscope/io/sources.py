@@ -127,7 +127,6 @@ def open_updates(
     >>> open_updates(tuned, base)["h.0.q"].norm() ** 2
     2.0000000000000004
     """
-    check_split(split)
     if isinstance(source, UpdateSet):
         return _as_opened(source, base, alpha)
     opened = open_source(source)
@@ -142,8 +141,7 @@ def open_updates(
         updates = _update_set(opened, pair.reading(), pair.weights)
     else:
         raise _without_base(opened)
-    model = ModelConfig() if split == "none" else _model_config(opened, opened_base)
-    return split_fused(replace(updates, split=split, model=model))
+    return _split(updates, split, opened, opened_base)
 
 
 def _without_base(opened: Opened) -> SourceError:
@@ -156,8 +154,10 @@ def _without_base(opened: Opened) -> SourceError:
     )
 
 
-def open_weights(source: Source) -> UpdateSet:
+def open_weights(source: Source, *, split: str = "auto") -> UpdateSet:
     """Open the matrices of a checkpoint as if each were an update: W itself in place of ΔW.
+
+    `split` is as for `open_updates`.
 
     Raises
     ------
@@ -166,7 +166,16 @@ def open_weights(source: Source) -> UpdateSet:
     """
     opened = open_source(source)
     check_no_stacks(opened.store)
-    return _update_set(opened, read_checkpoint(opened.store), None)
+    return _split(_update_set(opened, read_checkpoint(opened.store), None), split, opened)
+
+
+def _split(
+    updates: UpdateSet, split: str, opened: Opened, base: Opened | None = None
+) -> UpdateSet:
+    """Return the set with its fused projections split, by what is known of the model."""
+    check_split(split)
+    model = ModelConfig() if split == "none" else _model_config(opened, base)
+    return split_fused(replace(updates, split=split, model=model))
 
 
 def _as_opened(updates: UpdateSet, base: Source | None, alpha: float | None) -> UpdateSet:
@@ -237,7 +246,7 @@ def _model_config(opened: Opened, base: Opened | None) -> ModelConfig:
     """Return what is known of the model: by the base, the source, or the folder it names."""
     both = [opened] if base is None else [base, opened]
     for one in both:
-        if one.model.get("model_type") is not None:
+        if one.model:
             return ModelConfig(one.model)
     folders = [one.folder for one in both if one.folder is not None]
     return read_model_config([*folders, *_named_folder(opened)])
@@ -245,7 +254,8 @@ def _model_config(opened: Opened, base: Opened | None) -> ModelConfig:
 
 def _named_folder(opened: Opened) -> list[Path]:
     """Return the base's folder if the adapter names one and it is on this machine."""
-    named = (opened.config or {}).get("base_model_name_or_path")
+    config = opened.config or {}
+    named = config.get("base_model_name_or_path") or config.get("model")  # MLX says the latter
     try:
         return [Path(named)] if isinstance(named, str) and Path(named).is_dir() else []
     except (OSError, ValueError):  # no name of a folder at all

@@ -19,7 +19,7 @@ from rankscope.io.names import expert_number, kind_of, layer_of, natural_key
 from rankscope.io.recipes import Recipe
 from rankscope.io.save import save_adapter
 from rankscope.io.tensors import TensorStore
-from rankscope.io.weights import Bases
+from rankscope.io.weights import BaseWeights
 from rankscope.updates import Update
 
 __all__ = ["Site", "UpdateSet"]
@@ -279,4 +279,4 @@ class UpdateSet:
                 got="no base",
                 fix="pass base=… (on the command line --base)",
             )
-        return Bases(self.base, self.model).weight(site)
+        return BaseWeights(self.base, self.model).weight(site)

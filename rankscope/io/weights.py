@@ -24,13 +24,13 @@ from rankscope.io.tensors import TensorStore
 if TYPE_CHECKING:
     from rankscope.io.updateset import Site
 
-__all__ = ["Bases"]
+__all__ = ["BaseWeights"]
 
 _PLAIN = ("float64", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
-class Bases:
+class BaseWeights:
     """The base weights, and what is known of the model they belong to."""
 
     store: TensorStore
@@ -58,10 +58,14 @@ class Bases:
             fix="pass the base that this adapter was trained on",
         )
 
-    def turned(self, module: str) -> bool | None:
-        """Return whether a stack of experts is stored (expert, in, out); None if unknown."""
-        stored = base_name(expert_of(module)[0], self.store.tensors)
-        return None if stored is None else experts_transposed(stored, self._shapes())
+    def is_straight(self, module: str) -> bool:
+        """Return whether a stack of gate and up is (expert, out, in) for certain, by its down."""
+        stored = base_name(expert_of(module)[0], self.store.tensors) or ""
+        both = (stored, stored.replace("gate_up_proj", "down_proj"))
+        fused, down = (
+            self.store.tensors[n].shape if n in self.store.tensors else () for n in both
+        )
+        return len(fused) == len(down) == 3 and fused[1:] == (2 * down[2], down[1])
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: info.shape for name, info in self.store.tensors.items()}
@@ -79,7 +83,7 @@ class Bases:
     def _joined(self, site: Site) -> Tensor | None:
         """Return the weight of a fused projection whose parts the base keeps apart."""
         names = split_names(site.module)
-        layout = layout_of(site.module, site.shape, self.model, turned=False)
+        layout = layout_of(site.module, site.shape, self.model, straight=True)
         in_turn = isinstance(layout, Layout) and layout.groups > 1
         if len(names) < 2 or in_turn:
             return None
@@ -98,7 +102,7 @@ class Bases:
         if whole is None:
             return None
         shape = (whole.shape[0], whole.shape[1])
-        layout = layout_of(fused, shape, self.model, turned=self.turned(fused))
+        layout = layout_of(fused, shape, self.model, straight=self.is_straight(fused))
         if not isinstance(layout, Layout):
             return None
         block = layout.blocks[part]
