@@ -528,6 +528,18 @@ class TestWhatIsNotKnown:
         written(folder, {"model_type": "new_family", **LLAMA})
         assert rs.open_updates(folder).names == ["h.0.attention.query_key_value"]
 
+    def test_one_side_that_knows_compares_with_one_that_does_not(self, tmp_path, rng):
+        module = "h.0.attention.query_key_value"
+        known, unknown = (adapter(tmp_path / name, module, 48, rng) for name in "ab")
+        written(known, {"model_type": "gpt_neox", **LLAMA})
+        assert len(rs.open_updates(known)) == 3
+        result = rs.similarity(known, unknown)
+        assert set(result.table.module) == {module}
+        assert not result.unmatched_a + result.unmatched_b
+        by_head = rs.open_updates(known, split="heads")
+        assert len(rs.similarity(by_head, known).table) == 2 * 3
+        assert len(rs.similarity(by_head, by_head).table) == 2 * 12
+
     def test_an_unusable_configuration(self, tmp_path, rng):
         folder = adapter(tmp_path, "h.0.attn.c_attn", 48, rng)
         (folder / "config.json").write_text("{")

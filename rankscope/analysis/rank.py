@@ -78,7 +78,8 @@ def rank(
     Returns
     -------
     RankResult
-        A row per module: `expert` is its number where it is one of several; `ceiling` is the largest rank that its form can have; `frobenius`,
+        A row per module: `expert` is which of its layer's experts it is, undefined outside;
+        `ceiling` is the largest rank that its form can have; `frobenius`,
         `spectral` are norms in the unit of the weight, `relative_norm` is ‖ΔW‖/‖W‖;
         `stable_rank`, `participation_rank`, `energy_entropy_rank`, `effective_rank` are in
         [1, ceiling]; `energy_rank_90` is the number of directions that hold 90 % of the

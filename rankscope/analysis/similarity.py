@@ -14,6 +14,7 @@ from torch import Tensor
 from rankscope.analysis.engine import map_modules, resolve_device
 from rankscope.analysis.selection import opened, short_names
 from rankscope.errors import SourceError, UpdateError
+from rankscope.io.fused import split_alike
 from rankscope.io.sources import Source
 from rankscope.io.updateset import UpdateSet
 from rankscope.linalg.chance import (
@@ -156,6 +157,7 @@ def similarity(
         else opened(s, base, alpha)
         for s in (a, b)
     )
+    set_a, set_b = split_alike(set_a, set_b)
     shared = _shared(set_a, set_b)
     rows, failures = map_modules(
         shared, lambda module: _rows(module, set_a, set_b, options), progress=progress

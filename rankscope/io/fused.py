@@ -23,7 +23,7 @@ from rankscope.io.recipes import Cut, Difference, Formula, Recipe, Stored
 from rankscope.io.updateset import Site, UpdateSet
 from rankscope.io.weights import BaseWeights
 
-__all__ = ["SPLITS", "canonical_slice", "check_split", "split_fused", "split_names"]
+__all__ = ["SPLITS", "canonical_slice", "check_split", "split_alike", "split_fused", "split_names"]
 
 SPLITS = ("auto", "none", "heads")
 
@@ -75,6 +75,25 @@ def split_fused(updates: UpdateSet) -> UpdateSet:
     if record is None or all(site.whole is None for site in sites):
         return split
     return replace(split, inputs=(*updates.inputs, record))
+
+
+def split_alike(a: UpdateSet, b: UpdateSet) -> tuple[UpdateSet, UpdateSet]:
+    """Return two sets with every slice joined again whose projection the other has whole.
+
+    The layout may be known for one of them only, by its base.
+    """
+    return _joined_as(a, b), _joined_as(b, a)
+
+
+def _joined_as(updates: UpdateSet, other: UpdateSet) -> UpdateSet:
+    sites: dict[str, Site] = {}
+    for site in updates.sites:
+        found: Site | None = site
+        while found is not None and found.module not in other:
+            found = found.whole
+        found = found or site
+        sites[found.module] = found
+    return replace(updates, sites=tuple(sites.values()))
 
 
 def check_split(split: str) -> str:

@@ -48,8 +48,9 @@ def live_model_config(source: object) -> dict[str, Any]:
     config = getattr(source, "config", None) if isinstance(source, nn.Module) else None
     to_dict = getattr(config, "to_dict", None)
     content = to_dict() if callable(to_dict) else config
-    known = isinstance(content, Mapping) and content.get("model_type") not in (None, "custom")
-    return dict(content) if known else {}
+    if not isinstance(content, Mapping) or content.get("model_type") in (None, "custom"):
+        return {}
+    return dict(content)
 
 
 def _live_config(model: nn.Module, label: str) -> dict[str, Any] | None:
