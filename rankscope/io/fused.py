@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
@@ -23,15 +25,15 @@ from rankscope.io.recipes import Cut, Difference, Formula, Recipe, Stored
 from rankscope.io.updateset import Site, UpdateSet
 from rankscope.io.weights import BaseWeights
 
-__all__ = ["SPLITS", "canonical_slice", "check_split", "split_alike", "split_fused", "split_names"]
+__all__ = ["canonical_slice", "check_split", "split_alike", "split_fused", "split_names"]
 
-SPLITS = ("auto", "none", "heads")
+_SPLITS = ("auto", "none", "heads")
 
 _FUSED_LEFT = "{} fused projections stay whole ({}): {}"
 _HEADS_LEFT = "{} projections are not split by head ({}): {}"
 _CROSSING = (
-    "the adapter leaves out a run of rows for k (enable_lora), but this model keeps q, k and v of "
-    "each head together: that run is all three of some heads, and so it is split"
+    "the adapter leaves out one run of rows (enable_lora), but here the rows are q, k and v head by "
+    "head: of some heads nothing is updated, of the others k too"
 )
 _NO_HEADS = "no config.json beside the base tells the number of heads"
 
@@ -86,23 +88,34 @@ def split_alike(a: UpdateSet, b: UpdateSet) -> tuple[UpdateSet, UpdateSet]:
 
 
 def _joined_as(updates: UpdateSet, other: UpdateSet) -> UpdateSet:
-    sites: dict[str, Site] = {}
+    wholes = {site.module: _whole_in(other, site) for site in updates.sites}
+    have = Counter[str]()
     for site in updates.sites:
-        found: Site | None = site
-        while found is not None and found.module not in other:
-            found = found.whole
-        found = found or site
-        sites[found.module] = found
+        have[wholes[site.module].module] += math.prod(site.shape)
+    sites = {}
+    for site in updates.sites:
+        whole = wholes[site.module]
+        # Some slices alone were selected: the whole is not meant.
+        kept = whole if have[whole.module] == math.prod(whole.shape) else site
+        sites[kept.module] = kept
     return replace(updates, sites=tuple(sites.values()))
+
+
+def _whole_in(other: UpdateSet, site: Site) -> Site:
+    """Return the nearest whole of a slice that another set has, itself if there is none."""
+    found: Site | None = site
+    while found is not None and found.module not in other:
+        found = found.whole
+    return found or site
 
 
 def check_split(split: str) -> str:
     """Return it, or raise a `SourceError` if there is no such way to split."""
-    if split not in SPLITS:
+    if split not in _SPLITS:
         raise SourceError(
             "fused projections cannot be split in this way",
             where="open_updates(split=…)",
-            expected=f"one of {', '.join(SPLITS)}",
+            expected=f"one of {', '.join(_SPLITS)}",
             got=repr(split),
             fix="choose one of them",
         )
