@@ -119,8 +119,8 @@ split_option = click.option(
     type=click.Choice(["auto", "none", "heads"]),
     default="auto",
     show_default=True,
-    help="Fused projections into q, k, v, gate, up where their layout is known; or as they are "
-    "stored; or q, k, v, o by attention head too.",
+    help="Projections stored as one: auto takes q, k, v, gate and up apart where their layout is "
+    "known, heads also each attention head of q, k, v and o, none leaves them whole.",
 )
 
 _selection = _stack(
