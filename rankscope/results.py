@@ -117,7 +117,7 @@ class Result:
 
     def shown(self) -> pd.DataFrame:
         """Return the part of the table that is printed: without the long columns."""
-        return self.table.drop(columns=list(self.hidden), errors="ignore")
+        return _without_experts(self.table.drop(columns=list(self.hidden), errors="ignore"))
 
     def to_text(self) -> str:
         """Return the printed table, all rows of it."""
@@ -283,7 +283,7 @@ class InfoResult(Result):
     Attributes
     ----------
     modules : DataFrame or None
-        Columns ``source module shape rank scale format``, if asked for.
+        Columns ``source module expert shape rank scale format``, if asked for.
     tensors : DataFrame or None
         Columns ``source tensor shape dtype role``, if asked for.
     metadata : dict or None
@@ -299,7 +299,7 @@ class InfoResult(Result):
     def to_text(self) -> str:
         """Return the table, then the lists and the metadata where they were asked for."""
         parts = [super().to_text()]
-        for table in self._lists().values():
+        for table in map(_without_experts, self._lists().values()):
             for source, rows in table.groupby("source", sort=False):
                 # A path in every line would push what counts out of the window.
                 parts.append(f"{source}\n{as_text(rows.drop(columns='source'))}")
@@ -330,6 +330,12 @@ def unknown_suffix(path: Path) -> OutputError:
         got=path.suffix or "no suffix",
         fix="choose the form by the file's suffix",
     )
+
+
+def _without_experts(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table without the column of experts where there are none."""
+    empty = "expert" in table and bool(table.expert.isna().all())
+    return table.drop(columns="expert") if empty else table
 
 
 def _cells(row: Any) -> pd.DataFrame:

@@ -158,7 +158,7 @@ class TestPairs:
             "h.0.attn.other.weight": gaussian(4, 4, rng=rng),
         }
         tuned = {name: t * 2 for name, t in base.items()}
-        updates = rs.open_updates(tuned, base)
+        updates = rs.open_updates(tuned, base, split="none")
         assert updates["h.0.attn.c_attn"].shape == (12, 4)
         for module, turned in (("c_attn", True), ("c_proj", True), ("other", False)):
             stored = base[f"h.0.attn.{module}.weight"]

@@ -77,7 +77,9 @@ def test_merged_linear_with_its_base(lora, enabled, turned):
         8, 12 * len(enabled), r=2, lora_alpha=6, enable_lora=list(enabled), fan_in_fan_out=turned
     )
     file, before, delta = merged_difference(lora, {"c_attn": layer})
-    updates = rs.open_updates(file, {"c_attn.weight": before["c_attn.weight"]}, alpha=6)
+    updates = rs.open_updates(
+        file, {"c_attn.weight": before["c_attn.weight"]}, alpha=6, split="none"
+    )
     truth = delta["c_attn.weight"].T if turned else delta["c_attn.weight"]
     update = updates["c_attn"]
     torch.testing.assert_close(update.dense(), truth)
@@ -106,7 +108,7 @@ def test_enabled_blocks_of_a_configuration_win(tmp_path, lora):
     file, _, delta = merged_difference(lora, {"c_attn": layer})
     save_file(file, tmp_path / "lora.safetensors")
     (tmp_path / "adapter_config.json").write_text('{"enable_lora": [false, true, true]}')
-    updates = rs.open_updates(tmp_path, alpha=2)
+    updates = rs.open_updates(tmp_path, alpha=2, split="none")
     assert not updates.notes
     torch.testing.assert_close(updates["c_attn"].dense(), delta["c_attn.weight"])
 
@@ -197,7 +199,8 @@ def early_truth(a, b, enabled):
 @pytest.mark.parametrize("enabled", [(True, False, True), (False, True, True)], ids=str)
 def test_early_peft_is_its_grouped_convolution(tmp_path, rng, enabled):
     _, tensors = early_tensors(rng)
-    updates = rs.open_updates(early_peft(tmp_path, tensors, enable_lora=list(enabled)))
+    folder = early_peft(tmp_path, tensors, enable_lora=list(enabled))
+    updates = rs.open_updates(folder, split="none")
     assert updates.format == "peft-merged-linear"
     (site,) = updates.sites
     assert site.module == "transformer.h.0.self_attention.query_key_value"
@@ -210,7 +213,7 @@ def test_early_peft_is_its_grouped_convolution(tmp_path, rng, enabled):
 
 def test_early_peft_without_its_configuration(rng):
     _, tensors = early_tensors(rng)
-    updates = rs.open_updates(tensors)
+    updates = rs.open_updates(tensors, split="none")
     assert updates.sites[0].scale is None
     assert len(updates.notes) == 2
     truth = early_truth(*tensors.values(), (True, False, True))
@@ -264,9 +267,15 @@ def test_litgpt_with_grouped_queries(rng, known, enabled):
     used = [start for start, enable in zip(starts, enabled, strict=True) if enable]
     for start, up, down in zip(used, ups, downs, strict=True):
         truth[start : start + len(up)] = 3 * up @ down
-    torch.testing.assert_close(updates[f"{key}.qkv"].dense(), truth)
-    assert updates.site(f"{key}.qkv").rank == 2 * sum(enabled)
+    slices = torch.cat([updates[f"{key}.qkv.{part}"].dense() for part in "qkv"])
+    torch.testing.assert_close(slices, truth)
+    ranks = [updates.site(f"{key}.qkv.{part}").rank for part in "qkv"]
+    assert ranks == [updates[f"{key}.qkv.{part}"].ceiling for part in "qkv"]
+    assert ranks == [2 * used for used in enabled]
     assert bool(updates.notes) == (not all(enabled))
+    whole = rs.open_updates(tensors, base, alpha=6, split="none")
+    torch.testing.assert_close(whole[f"{key}.qkv"].dense(), truth)
+    assert whole.site(f"{key}.qkv").rank == 2 * sum(enabled)
 
 
 @pytest.mark.parametrize("name", ["attn.attn", "attn.qkv"])

@@ -218,7 +218,7 @@ def test_weights_stored_as_in_out(tmp_path, config):
     folder = save(model, tmp_path)
     content = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(content | {"fan_in_fan_out": False}))
-    updates = rs.open_updates(folder, base=before)
+    updates = rs.open_updates(folder, base=before, split="none")
     check(updates, {name: delta.T for name, delta in truth_of(model, before).items()})
     for name in updates.names:
         torch.testing.assert_close(updates.weight(name), before[f"{name}.weight"].T)
@@ -322,7 +322,7 @@ class TestStackedExperts:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             after = model.merge_and_unload().state_dict()
-        updates = rs.open_updates(folder, base=before)
+        updates = rs.open_updates(folder, base=before, split="none")
         assert len(updates) == 3 * len(targets)
         for name in targets:
             delta = (after[name] - before[name]).double()
@@ -585,7 +585,7 @@ def test_multihead_attention_computes_with_these_updates(tmp_path, rng):
         peft.LoraConfig(**LORA, target_modules=["attn"]),
         nn.ModuleDict({"attn": copy.deepcopy(plain)}),
     )
-    updates = rs.open_updates(save(model, tmp_path), base=before)
+    updates = rs.open_updates(save(model, tmp_path), base=before, split="none")
     truth = truth_of(model, before)
     check(updates, truth)
     assert any("twice" in note for note in updates.notes)

@@ -24,6 +24,7 @@ def info(
     *sources: Source,
     base: Source | None = None,
     alpha: float | None = None,
+    split: str = "auto",
     modules: bool = False,
     tensors: bool = False,
     metadata: bool = False,
@@ -38,6 +39,8 @@ def info(
         Makes a full checkpoint a pair, whose modules are then the updates.
     alpha : float, optional
         LoRA's alpha, for files that do not say it.
+    split : {"auto", "none", "heads"}
+        How fused projections are listed, see `open_updates`.
     modules : bool
         Also list every module.
     tensors : bool
@@ -70,11 +73,13 @@ def info(
     >>> info(adapter, alpha=4).table[["format", "modules", "rank", "scale"]].values.tolist()
     [['peft', 1, 2, 2.0]]
     """
-    read = [_read(source, base, alpha) for source in sources]
+    read = [_read(source, base, alpha, split) for source in sources]
     inputs = [record for one in read for record in one.updates.inputs]
     return InfoResult(
         table=pd.DataFrame([_row(one) for one in read]),
-        provenance=provenance("info", {"sources": inputs}, {"alpha": alpha}, "cpu"),
+        provenance=provenance(
+            "info", {"sources": inputs}, {"alpha": alpha, "split": split}, "cpu"
+        ),
         notes=tuple(note for one in read for note in _notes(one)),
         modules=_listed(_modules, read) if modules else None,
         tensors=_listed(_tensors, read) if tensors else None,
@@ -101,12 +106,12 @@ class _Read:
         }
 
 
-def _read(source: Source, base: Source | None, alpha: float | None) -> _Read:
+def _read(source: Source, base: Source | None, alpha: float | None, split: str) -> _Read:
     opened = open_source(source)
     if opened.family is None and base is None:
-        return _Read(opened, open_weights(source))
+        return _Read(opened, open_weights(source, split=split))
     try:
-        return _Read(opened, open_updates(source, base, alpha=alpha))
+        return _Read(opened, open_updates(source, base, alpha=alpha, split=split))
     except BaseNeededError as error:
         updates = UpdateSet(
             source=opened.label,
@@ -150,7 +155,8 @@ def _said(read: _Read) -> dict[str, Any]:
 
 
 def _listed(rows: Callable[[_Read], Iterable[dict[str, Any]]], read: list[_Read]) -> pd.DataFrame:
-    return pd.DataFrame([row for one in read for row in rows(one)])
+    table = pd.DataFrame([row for one in read for row in rows(one)])
+    return table.astype({"expert": "Int64"}) if "expert" in table else table
 
 
 def _modules(read: _Read) -> Iterator[dict[str, Any]]:
@@ -158,6 +164,7 @@ def _modules(read: _Read) -> Iterator[dict[str, Any]]:
         yield {
             "source": read.updates.source,
             "module": site.module,
+            "expert": site.expert,
             "shape": site.shape,
             "rank": site.rank,
             "scale": site.scale,

@@ -27,6 +27,7 @@ _COLUMNS = {
     "module": "str",
     "layer": "Int64",
     "kind": "str",
+    "expert": "Int64",
     "rows": "int64",
     "columns": "int64",
     "ceiling": "int64",
@@ -77,7 +78,8 @@ def rank(
     Returns
     -------
     RankResult
-        A row per module: `ceiling` is the largest rank that its form can have; `frobenius`,
+        A row per module: `expert` is which of its layer's experts it is, undefined outside;
+        `ceiling` is the largest rank that its form can have; `frobenius`,
         `spectral` are norms in the unit of the weight, `relative_norm` is ‖ΔW‖/‖W‖;
         `stable_rank`, `participation_rank`, `energy_entropy_rank`, `effective_rank` are in
         [1, ceiling]; `energy_rank_90` is the number of directions that hold 90 % of the
@@ -113,7 +115,7 @@ def rank(
         provenance=provenance(
             "rank",
             {"source": list(updates.inputs)},
-            {"alpha": updates.alpha, "modules": updates.names},
+            {"alpha": updates.alpha, "split": updates.split, "modules": updates.names},
             device,
         ),
         notes=(*updates.notes, *_notes(updates, table)),
@@ -129,6 +131,7 @@ def _row(module: str, updates: UpdateSet, device: str) -> dict[str, Any]:
         "module": module,
         "layer": site.layer,
         "kind": site.kind,
+        "expert": site.expert,
         "rows": site.shape[0],
         "columns": site.shape[1],
         "ceiling": update.ceiling,

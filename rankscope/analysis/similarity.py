@@ -14,6 +14,7 @@ from torch import Tensor
 from rankscope.analysis.engine import map_modules, resolve_device
 from rankscope.analysis.selection import opened, short_names
 from rankscope.errors import SourceError, UpdateError
+from rankscope.io.fused import split_alike
 from rankscope.io.sources import Source
 from rankscope.io.updateset import UpdateSet
 from rankscope.linalg.chance import (
@@ -156,6 +157,7 @@ def similarity(
         else opened(s, base, alpha)
         for s in (a, b)
     )
+    set_a, set_b = split_alike(set_a, set_b)
     shared = _shared(set_a, set_b)
     rows, failures = map_modules(
         shared, lambda module: _rows(module, set_a, set_b, options), progress=progress
@@ -172,6 +174,7 @@ def similarity(
                 "max_i": max_i,
                 "max_j": max_j,
                 "alpha": [set_a.alpha, set_b.alpha],
+                "split": [set_a.split, set_b.split],
                 "seed": seed,
                 "modules": shared,
             },
@@ -208,7 +211,7 @@ def _rows(module: str, a: UpdateSet, b: UpdateSet, options: _Options) -> list[di
         _directions(update, options, limit)
         for update, limit in zip(updates, (options.max_i, options.max_j), strict=True)
     )
-    named = {"module": module, "layer": site.layer, "kind": site.kind}
+    named = {"module": module, "layer": site.layer, "kind": site.kind, "expert": site.expert}
     return [named | _compare(side, one[side], two[side], options.seed) for side in options.sides]
 
 
@@ -289,6 +292,7 @@ _COLUMNS = {
     "module": "str",
     "layer": "Int64",
     "kind": "str",
+    "expert": "Int64",
     "side": "str",
     "dimension": "int64",
     "rank_a": "int64",

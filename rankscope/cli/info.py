@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from rankscope.cli.options import base_options, output_options
+from rankscope.cli.options import base_options, output_options, split_option
 from rankscope.cli.output import check_outputs, deliver
 
 
@@ -14,6 +14,7 @@ from rankscope.cli.output import check_outputs, deliver
 @click.option("--tensors", is_flag=True, help="List every tensor, and what it is.")
 @click.option("--metadata", is_flag=True, help="Show what the files say of themselves.")
 @base_options
+@split_option
 @output_options
 def command(
     sources: tuple[str, ...],
@@ -22,6 +23,7 @@ def command(
     metadata: bool,
     base: str | None,
     alpha: float | None,
+    split: str,
     as_json: bool,
     outputs: tuple[str, ...],
     quiet: bool,
@@ -37,6 +39,12 @@ def command(
 
     check_outputs(outputs)
     result = info(
-        *sources, base=base, alpha=alpha, modules=modules, tensors=tensors, metadata=metadata
+        *sources,
+        base=base,
+        alpha=alpha,
+        split=split,
+        modules=modules,
+        tensors=tensors,
+        metadata=metadata,
     )
     deliver(result, as_json=as_json, outputs=outputs, quiet=quiet, verbose=verbose)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -22,6 +22,7 @@ __all__ = [
     "device_option",
     "output_options",
     "selection_options",
+    "split_option",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -29,19 +30,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Selection:
-    """Which modules of a source are measured, and whether leftovers are an error."""
+    """Which modules of a source are measured, split in which way; if leftovers are an error."""
 
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     layer: frozenset[int] | None
     kind: frozenset[str] | None
     strict: bool
+    split: str
 
     def open(self, source: str, base: str | None, alpha: float | None) -> UpdateSet:
         """Open a source and return the selected part of it."""
         from rankscope.io.sources import open_updates
 
-        updates = open_updates(source, base, alpha=alpha)
+        updates = open_updates(source, base, alpha=alpha, split=self.split)
         if self.strict and updates.unread:
             raise SourceError(
                 "the source holds tensors that are no update or are not understood",
@@ -112,11 +114,21 @@ base_options = _stack(
     click.option("--alpha", type=float, help="LoRA's alpha, for files that do not say it."),
 )
 
+split_option = click.option(
+    "--split",
+    type=click.Choice(["auto", "none", "heads"]),
+    default="auto",
+    show_default=True,
+    help="Projections stored as one: auto takes q, k, v, gate and up apart where their layout is "
+    "known, heads also each attention head of q, k, v and o, none leaves them whole.",
+)
+
 _selection = _stack(
     click.option("--include", multiple=True, metavar="GLOB", help="Only modules of this name."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="No modules of this name."),
     click.option("--layer", type=_Layers(), help="Only these blocks: 3, 8-15 or 0,4,8-11."),
     click.option("--kind", type=_Kinds(), help="Only these kinds of weight: q or q,v."),
+    split_option,
     click.option("--strict", is_flag=True, help="Tensors or modules left over are an error."),
 )
 
@@ -124,10 +136,9 @@ _selection = _stack(
 def selection_options(function: F) -> F:
     """Add the selection options; the function receives them as one `selection`."""
 
-    def gather(
-        *args: Any, include: Any, exclude: Any, layer: Any, kind: Any, strict: bool, **rest: Any
-    ) -> Any:
-        return function(*args, selection=Selection(include, exclude, layer, kind, strict), **rest)
+    def gather(*args: Any, **options: Any) -> Any:
+        chosen = {field.name: options.pop(field.name) for field in fields(Selection)}
+        return function(*args, selection=Selection(**chosen), **options)
 
     gather.__doc__, gather.__name__ = function.__doc__, function.__name__
     gather.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from rankscope.errors import SourceError
 from rankscope.io.names import bare_name
 from rankscope.io.tensors import StateDict, TensorStore
 
-__all__ = ["store_of"]
+__all__ = ["live_model_config", "store_of"]
 
 
 def store_of(source: object) -> tuple[TensorStore, dict[str, Any] | None]:
@@ -40,6 +40,17 @@ def store_of(source: object) -> tuple[TensorStore, dict[str, Any] | None]:
         got=type(source).__name__,
         fix="pass model.state_dict(), the module, or the path of a file or folder",
     )
+
+
+def live_model_config(source: object) -> dict[str, Any]:
+    """Return what a module says of its own model, as transformers' do; empty if nothing."""
+    # PEFT calls a model without a configuration "custom".
+    config = getattr(source, "config", None) if isinstance(source, nn.Module) else None
+    to_dict = getattr(config, "to_dict", None)
+    content = to_dict() if callable(to_dict) else config
+    if not isinstance(content, Mapping) or content.get("model_type") in (None, "custom"):
+        return {}
+    return dict(content)
 
 
 def _live_config(model: nn.Module, label: str) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ __all__ = [
     "KINDS",
     "bare_name",
     "base_name",
+    "expert_number",
     "expert_of",
     "experts_transposed",
     "kind_of",
@@ -34,7 +35,7 @@ _PATTERNS = (
     ("o", r"o|attn_output|o_proj|out_lin|to_out(\.0)?|to_add_out|output_proj|attention\.wo"
           r"|\w*(attn|attention)(\.\w+)*\.(out_proj|proj|c_proj|dense)"),
     # A bare "gate" is a router of experts as often as a gate.
-    ("gate", r"gate_proj|ffn_gate|w1|wi_0"),
+    ("gate", r"gate_proj|ffn_gate|w1|wi_0|gate_up_proj(\[\d+\])?\.gate"),
     ("up", r"up|ffn_up|up_proj|w3|fc1|fc_1|lin1|c_fc|fc_in|wi|wi_1|intermediate\.dense"
            r"|dense_h_to_4h|ff(_context)?\.net\.0\.proj"),
     ("down", r"down|ffn_down|down_proj|w2|fc2|fc_2|lin2|fc_out|wo|mlp\.(c_proj|proj)|output\.dense"
@@ -43,8 +44,10 @@ _PATTERNS = (
     ("embed", r"embed|token_embd|embeddings?|\w*embed_tokens|\w*embed_positions|positions|wte|wpe"
               r"|shared|tok_embeddings|\w*_embeddings?|embed_in"),
 )  # fmt: skip
-# A number in brackets counts the experts of one stack.
-_KINDS = [(kind, re.compile(rf"(?:^|\.)(?:{names})(?:\[\d+\])?$")) for kind, names in _PATTERNS]
+# A number in brackets counts the experts of one stack, or the heads of one projection.
+_KINDS = [
+    (kind, re.compile(rf"(?:^|\.)(?:{names})(?:\[(?:head )?\d+\])?$")) for kind, names in _PATTERNS
+]
 
 
 def _flattened(names: str) -> str:
@@ -55,6 +58,9 @@ def _flattened(names: str) -> str:
 
 _FLAT_KINDS = [(kind, re.compile(rf"_(?:{_flattened(names)})$")) for kind, names in _PATTERNS]
 
+# What the slice of a fused projection, and of a head, is called behind the projection's name.
+_SLICE = re.compile(r"(\.(q|k|v|gate|up))?(\[head \d+\])?$")
+_EXPERT = re.compile(r"(?:^|[._])experts\.(\d+)\.|\[(\d+)\](?:\.\w+)?$")
 _TOWER = re.compile(r"(vision|visual|text|audio|image|speech)(_|$)|(en|de)coder$|unet$")
 _WRAPPER = re.compile(r"\.(base_layer|original_module|token_adapter)(?=\.|$)")
 _CONV1D = re.compile(r"(.*\.)?(c_attn|c_proj|c_fc|q_attn)(\.weight)?$")
@@ -64,14 +70,14 @@ def kind_of(module: str) -> str:
     """Return the kind of weight that a module's name says, or ``other``.
 
     One of q, k, v, o (attention), up, gate, down (feed-forward), embed, head, other. A fused
-    projection is ``other``.
+    projection is ``other``, its slices are what they are.
 
     Examples
     --------
     >>> kind_of("model.layers.12.self_attn.q_proj"), kind_of("blocks.0.mlp.down")
     ('q', 'down')
-    >>> kind_of("transformer.h.0.attn.c_attn")
-    'other'
+    >>> kind_of("transformer.h.0.attn.c_attn"), kind_of("transformer.h.0.attn.c_attn.q[head 3]")
+    ('other', 'q')
     """
     for kind, pattern in _FLAT_KINDS if _is_flat(module) else _KINDS:
         if pattern.search(module):
@@ -87,8 +93,23 @@ def layer_of(module: str) -> int | None:
     >>> layer_of("model.layers.12.self_attn.q_proj"), layer_of("lm_head"), layer_of("007")
     (12, None, None)
     """
-    match = re.search(r"_(\d+)_" if _is_flat(module) else r"\.(\d+)\.", module)
+    flat = _is_flat(_SLICE.sub("", module))
+    match = re.search(r"_(\d+)_" if flat else r"(?<!\bexperts)\.(\d+)\.", module)
     return int(match[1]) if match else None
+
+
+def expert_number(module: str) -> int | None:
+    """Return which expert of its layer a module is, counted from 0; None if it is none.
+
+    Examples
+    --------
+    >>> expert_number("mlp.experts.down_proj[3]"), expert_number("mlp.experts.7.w1")
+    (3, 7)
+    >>> expert_number("mlp.experts.gate_up_proj[3].gate"), expert_number("attn.q_proj[head 3]")
+    (3, None)
+    """
+    match = _EXPERT.search(module)
+    return int(match[1] or match[2]) if match else None
 
 
 def _is_flat(module: str) -> bool:

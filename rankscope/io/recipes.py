@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from rankscope.errors import UpdateError
+from rankscope.io.containers.sliced import Block
 from rankscope.io.tensors import TensorStore
 from rankscope.updates import DenseUpdate, FactoredUpdate, Update
 
-__all__ = ["Difference", "Factors", "Formula", "Recipe", "Stored", "Weight"]
+__all__ = ["Cut", "Difference", "Factors", "Formula", "Recipe", "Stored", "Weight"]
 
 
 class Recipe(Protocol):
@@ -120,6 +121,23 @@ class Stored:
         """Return the matrix, canonical (out, in)."""
         matrix = finite(self.store, self.name)
         return DenseUpdate(matrix.T if self.transposed else matrix)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Some rows or columns of another update; factors stay factors."""
+
+    recipe: Recipe
+    block: Block
+
+    def build(self) -> Update:
+        """Return the part of the whole update."""
+        whole = self.recipe.build()
+        if not isinstance(whole, FactoredUpdate):
+            return DenseUpdate(self.block.take(whole.dense()))
+        if self.block.columns:
+            return FactoredUpdate(whole.up, self.block.take(whole.down), whole.scale)
+        return FactoredUpdate(self.block.take(whole.up), whole.down, whole.scale)
 
 
 def finite(store: TensorStore, name: str) -> Tensor:

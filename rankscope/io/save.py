@@ -57,7 +57,8 @@ def save_adapter(updates: UpdateSet, folder: str | os.PathLike[str]) -> None:
     Factors in half or single precision are written as they are. Others, such as those that
     were computed in double precision, are balanced first, so that single precision rounds
     ΔW by no more than about 10⁻⁷ of its norm. A scale that the source does not tell is
-    written as 1. Modules of the kind ``embed`` are written as embeddings, convolutions with
+    written as 1. The slices of a fused projection are written as that projection where all of
+    them are there. Modules of the kind ``embed`` are written as embeddings, convolutions with
     their kernels, all others as linear layers. What is no weight update (biases, replaced
     tensors) is not written.
 
@@ -89,9 +90,27 @@ def save_adapter(updates: UpdateSet, folder: str | os.PathLike[str]) -> None:
     """
     if not len(updates):
         raise _refused(updates, "at least one update", "none")
-    modules = [_module(updates, site) for site in updates.sites]
+    modules = [_module(updates, site) for site in _joined(updates.sites)]
     tensors = {key: tensor for module in modules for key, tensor in module.tensors().items()}
     write_adapter(folder, tensors, _carried(updates.config) | _config(modules))
+
+
+def _joined(sites: Collection[Site]) -> list[Site]:
+    """Return the sites with every projection in place of its slices, where none is missing."""
+    groups: dict[str, list[Site]] = {}
+    for site in sites:
+        groups.setdefault((site.whole or site).module, []).append(site)
+    joined = [site for parts in groups.values() for site in _whole(parts)]
+    # A head is a part of a slice, which is one of a projection.
+    changed = {site.module for site in joined} != {site.module for site in sites}
+    return _joined(joined) if changed else joined
+
+
+def _whole(parts: list[Site]) -> list[Site]:
+    whole = parts[0].whole
+    if whole is None or sum(math.prod(part.shape) for part in parts) < math.prod(whole.shape):
+        return parts
+    return [whole]
 
 
 def _carried(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,7 +176,8 @@ def _number(value: float) -> float:
 
 
 def _check_name(updates: UpdateSet, site: Site) -> None:
-    if "[" in site.module or site.module.endswith(".in_proj_weight"):
+    fused = site.whole is not None or site.module.endswith(".in_proj_weight")
+    if fused or "[" in site.module:
         raise _refused(
             updates,
             "modules of their own, which PEFT can wrap",
@@ -200,5 +220,5 @@ def _refused(updates: UpdateSet, expected: str, got: str) -> AdapterError:
         where=updates.source,
         expected=expected,
         got=got,
-        fix="choose those that are with select(), and write the others another way",
+        fix="choose those that are with select(), open fused projections with split='none'",
     )

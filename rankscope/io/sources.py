@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from rankscope.io.adapters.family import Context, Family, Reading
 from rankscope.io.containers.folder import locate
 from rankscope.io.containers.gguf_file import check_no_stacks
 from rankscope.io.containers.lens import cleaned
+from rankscope.io.fused import check_split, split_fused
 from rankscope.io.hub import PREFIX, download
-from rankscope.io.memory import store_of
+from rankscope.io.memory import live_model_config, store_of
+from rankscope.io.model_config import ModelConfig, read_model_config
 from rankscope.io.pairs import Pair, read_checkpoint
 from rankscope.io.quantized import dequantised, dequantised_in_memory
 from rankscope.io.tensors import TensorStore, open_store
@@ -34,12 +36,17 @@ _CONFIG_BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class Opened:
-    """A source whose header has been read: its tensors, its configuration, its family."""
+    """A source whose header has been read: its tensors, its configuration, its family.
+
+    `folder` is where its file lies, `model` what a live module says of its model.
+    """
 
     store: TensorStore
     config: dict[str, Any] | None
     family: Family | None
     config_path: Path | None = None
+    folder: Path | None = None
+    model: dict[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -55,25 +62,32 @@ def open_source(source: Source) -> Opened:
     SourceError, AdapterError
         If it cannot be read.
     """
+    config_path: Path | None = None
+    folder: Path | None = None
     if isinstance(source, str | os.PathLike):
         path = _locate(source)
         store: TensorStore = open_store(path)
-        config_path = path.parent / "adapter_config.json"
+        folder = path.parent
+        config_path = folder / "adapter_config.json"
         config = _read_config(config_path)
     else:
         store, config = store_of(source)
-        config_path = None
     store = cleaned(store)
     family = next((f for f in FAMILIES if f.recognises(store.tensors)), None)
     if family is None:
-        store = dequantised(store, None if config_path is None else config_path.parent)
+        store = dequantised(store, folder)
     elif _holds_its_base(store):
         store = dequantised_in_memory(store)
-    return Opened(store, config, family, None if config is None else config_path)
+    told = None if config is None else config_path
+    return Opened(store, config, family, told, folder, live_model_config(source))
 
 
 def open_updates(
-    source: Source | UpdateSet, base: Source | None = None, *, alpha: float | None = None
+    source: Source | UpdateSet,
+    base: Source | None = None,
+    *,
+    alpha: float | None = None,
+    split: str = "auto",
 ) -> UpdateSet:
     """Open the weight updates of a source; headers are read now, numbers when asked.
 
@@ -88,6 +102,11 @@ def open_updates(
         model is its own base.
     alpha : float, optional
         LoRA's alpha, for files that do not say it; overrides what they say.
+    split : {"auto", "none", "heads"}
+        Whether projections that are several in one (``c_attn``, ``qkv_proj``,
+        ``gate_up_proj`` …) are split into q, k, v, gate and up where the base's
+        ``config.json``, the family or the shape tells how their rows are shared out;
+        ``heads`` splits q, k, v, and o by its inputs, by attention head as well.
 
     Returns
     -------
@@ -111,15 +130,22 @@ def open_updates(
     if isinstance(source, UpdateSet):
         return _as_opened(source, base, alpha)
     opened = open_source(source)
-    base_store = _base_store(opened, base)
+    opened_base = None if base is None else open_source(base)
+    base_store = _own_base(opened) if opened_base is None else opened_base.store
     if opened.family is not None:
         context = Context(opened.store, opened.config, alpha, base_store)
-        return _update_set(opened, opened.family.read(context), base_store, alpha)
-    if base_store is not None:
+        updates = _update_set(opened, opened.family.read(context), base_store, alpha)
+    elif base_store is not None:
         check_no_stacks(opened.store)
         pair = Pair(opened.store, base_store)
-        return _update_set(opened, pair.reading(), pair.weights)
-    raise SourceError(
+        updates = _update_set(opened, pair.reading(), pair.weights)
+    else:
+        raise _without_base(opened)
+    return _split(updates, split, opened, opened_base)
+
+
+def _without_base(opened: Opened) -> SourceError:
+    return SourceError(
         "a full checkpoint has no update without its base",
         where=opened.label,
         expected="an adapter, or a checkpoint and its base",
@@ -128,8 +154,10 @@ def open_updates(
     )
 
 
-def open_weights(source: Source) -> UpdateSet:
+def open_weights(source: Source, *, split: str = "auto") -> UpdateSet:
     """Open the matrices of a checkpoint as if each were an update: W itself in place of ΔW.
+
+    `split` is as for `open_updates`.
 
     Raises
     ------
@@ -138,7 +166,16 @@ def open_weights(source: Source) -> UpdateSet:
     """
     opened = open_source(source)
     check_no_stacks(opened.store)
-    return _update_set(opened, read_checkpoint(opened.store), None)
+    return _split(_update_set(opened, read_checkpoint(opened.store), None), split, opened)
+
+
+def _split(
+    updates: UpdateSet, split: str, opened: Opened, base: Opened | None = None
+) -> UpdateSet:
+    """Return the set with its fused projections split, by what is known of the model."""
+    check_split(split)
+    model = ModelConfig() if split == "none" else _model_config(opened, base)
+    return split_fused(replace(updates, split=split, model=model))
 
 
 def _as_opened(updates: UpdateSet, base: Source | None, alpha: float | None) -> UpdateSet:
@@ -200,11 +237,29 @@ def _content_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _base_store(opened: Opened, base: Source | None) -> TensorStore | None:
-    if base is not None:
-        return open_source(base).store
+def _own_base(opened: Opened) -> TensorStore | None:
     own = opened.family is not None and _holds_its_base(opened.store)
     return opened.store if own else None
+
+
+def _model_config(opened: Opened, base: Opened | None) -> ModelConfig:
+    """Return what is known of the model: by the base, the source, or the folder it names."""
+    both = [opened] if base is None else [base, opened]
+    for one in both:
+        if one.model:
+            return ModelConfig(one.model)
+    folders = [one.folder for one in both if one.folder is not None]
+    return read_model_config([*folders, *_named_folder(opened)])
+
+
+def _named_folder(opened: Opened) -> list[Path]:
+    """Return the base's folder if the adapter names one and it is on this machine."""
+    config = opened.config or {}
+    named = config.get("base_model_name_or_path") or config.get("model")  # MLX says the latter
+    try:
+        return [Path(named)] if isinstance(named, str) and Path(named).is_dir() else []
+    except (OSError, ValueError):  # no name of a folder at all
+        return []
 
 
 def _holds_its_base(store: TensorStore) -> bool:

@@ -13,24 +13,16 @@ from typing import Any
 from torch import Tensor
 
 from rankscope.errors import SourceError
-from rankscope.io.names import (
-    base_name,
-    expert_of,
-    experts_transposed,
-    kind_of,
-    layer_of,
-    natural_key,
-    stored_transposed,
-)
-from rankscope.io.recipes import Difference, Recipe
+from rankscope.io.containers.sliced import Block
+from rankscope.io.model_config import ModelConfig
+from rankscope.io.names import expert_number, kind_of, layer_of, natural_key
+from rankscope.io.recipes import Recipe
 from rankscope.io.save import save_adapter
 from rankscope.io.tensors import TensorStore
+from rankscope.io.weights import BaseWeights
 from rankscope.updates import Update
 
 __all__ = ["Site", "UpdateSet"]
-
-
-_PLAIN = ("float64", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -49,6 +41,12 @@ class Site:
         What multiplies the product; None where the source does not tell.
     dtype : str
         Of the stored numbers.
+    recipe : Recipe
+        How its numbers are read.
+    whole : Site or None
+        The fused projection that this is a slice of, or the projection that this is a head of.
+    block : Block or None
+        Which rows or columns of `whole` it is.
     """
 
     module: str
@@ -57,6 +55,8 @@ class Site:
     scale: float | None
     dtype: str
     recipe: Recipe
+    whole: Site | None = None
+    block: Block | None = None
 
     @property
     def layer(self) -> int | None:
@@ -67,6 +67,11 @@ class Site:
     def kind(self) -> str:
         """q, k, v, o, up, gate, down, embed, head or other."""
         return kind_of(self.module)
+
+    @property
+    def expert(self) -> int | None:
+        """Which expert of its layer it is, from 0; None outside."""
+        return expert_number(self.module)
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,10 @@ class UpdateSet:
         What the source says of itself.
     alpha : float or None
         LoRA's alpha, where the user gave it.
+    model : ModelConfig
+        What the base model's ``config.json`` says of it; empty where there is none.
+    split : str
+        How fused projections were split: ``auto``, ``none`` or ``heads``.
 
     Examples
     --------
@@ -116,6 +125,8 @@ class UpdateSet:
     notes: tuple[str, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
     alpha: float | None = None
+    model: ModelConfig = field(default_factory=ModelConfig)
+    split: str = "none"
 
     def __post_init__(self) -> None:
         twice = [name for name, n in Counter(s.module for s in self.sites).items() if n > 1]
@@ -251,6 +262,9 @@ class UpdateSet:
     def weight(self, name: str) -> Tensor:
         """Return the base weight W of a module, canonical (out, in), as it is stored.
 
+        Of a slice the same rows of W; a base may keep projections apart that the source has
+        fused, and the other way round.
+
         Raises
         ------
         SourceError
@@ -265,49 +279,4 @@ class UpdateSet:
                 got="no base",
                 fix="pass base=… (on the command line --base)",
             )
-        module, expert = expert_of(name)
-        stored = base_name(module, self.base.tensors)
-        if stored is None:
-            raise SourceError(
-                "the base has no weight for this module",
-                where=self.base.label,
-                expected=f"one tensor that ends with {name + '.weight'!r}",
-                got=f"none, or several, of {len(self.base.tensors)}",
-                fix="pass the base that this adapter was trained on",
-            )
-        info = self.base.tensors[stored]
-        if info.dtype not in _PLAIN or f"{stored}_scale" in self.base.tensors:
-            raise SourceError(
-                "the base weight is quantised",
-                where=f"{self.base.label}, tensor {stored!r}",
-                expected=f"one of {', '.join(_PLAIN)}",
-                got=f"{info.dtype}, whose scales are stored apart",
-                fix="give the whole checkpoint with its config.json, or one in half precision",
-            )
-        tensor = self.base.read(stored)
-        if expert is not None and tensor.ndim == 3 and expert < len(tensor):
-            tensor = tensor[expert]
-        tensor = tensor.flatten(1) if tensor.ndim > 2 else tensor
-        if isinstance(site.recipe, Difference):
-            return tensor.T if site.recipe.transposed else tensor
-        if tuple(tensor.shape) == site.shape and not self._square_transposed(stored):
-            return tensor
-        if tuple(tensor.shape) == site.shape[::-1]:
-            return tensor.T
-        raise SourceError(
-            "the base weight has another shape than the update",
-            where=f"{self.base.label}, tensor {stored!r}",
-            expected=f"{site.shape}, or transposed",
-            got=str(tuple(tensor.shape)),
-            fix="pass the base that this adapter was trained on",
-        )
-
-    def _square_transposed(self, stored: str) -> bool:
-        """Whether a base weight is (in, out) although its square shape does not show it."""
-        tensors = {} if self.base is None else self.base.tensors
-        shapes = {name: info.shape for name, info in tensors.items()}
-        shape = shapes[stored]
-        if len(shape) not in (2, 3) or shape[-1] != shape[-2]:
-            return False
-        told = stored_transposed if len(shape) == 2 else experts_transposed
-        return told(stored, shapes)
+        return BaseWeights(self.base, self.model).weight(site)

@@ -37,6 +37,7 @@ __all__ = [
     "complete",
     "convolution",
     "merged_linear",
+    "merged_part",
     "paired",
 ]
 
@@ -83,6 +84,34 @@ def merged_linear(
             done, column = done + count, column + rank
         row += count
     return FactoredUpdate(wide, down, scale)
+
+
+def merged_part(
+    up: Tensor,
+    down: Tensor,
+    *,
+    rows: tuple[int, ...],
+    enabled: tuple[bool, ...],
+    part: int,
+    scale: float = 1,
+) -> FactoredUpdate:
+    """Return the update of one block of a fused projection, of rank 0 where it has no factors.
+
+    Examples
+    --------
+    >>> up, down = torch.tensor([[1.0], [1.0]]), torch.tensor([[2.0], [3.0]])
+    >>> blocks = {"rows": (1, 1, 1), "enabled": (True, False, True)}
+    >>> [merged_part(up, down, **blocks, part=i).dense().item() for i in range(3)]
+    [2.0, 0.0, 3.0]
+    """
+    rank = up.shape[1]
+    first = sum(count for count, used in zip(rows[:part], enabled, strict=False) if used)
+    column = rank * sum(enabled[:part])
+    if not enabled[part]:
+        return FactoredUpdate(up.new_zeros(rows[part], 0), down[:0], scale)
+    return FactoredUpdate(
+        up[first : first + rows[part]].flatten(1), down[column : column + rank], scale
+    )
 
 
 def convolution(up: Tensor, down: Tensor, *, out: int, kernel: int, scale: float = 1) -> Update:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rankscope.errors import SourceError, os_reason
-from rankscope.io.containers.store import file_record, printable
+from rankscope.io.containers.store import printable
+from rankscope.io.model_config import read_config
 
 __all__ = ["Settings", "read_settings"]
-
-_BYTES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -55,23 +51,6 @@ def read_settings(folder: Path | None) -> Settings:
     SourceError
         If the file is there and cannot be used.
     """
-    path = None if folder is None else folder / "config.json"
-    try:
-        if path is None or not path.is_file():
-            return Settings()
-        if path.stat().st_size > _BYTES:
-            raise ValueError(f"more than {_BYTES:,} bytes")
-        raw = path.read_bytes()
-        content = json.loads(raw)
-    except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(
-            "config.json cannot be used",
-            where=printable(str(path)),
-            expected="the JSON object that was saved with the checkpoint",
-            got=printable(os_reason(error) if isinstance(error, OSError) else str(error))[:200],
-            fix="download it again, or remove it if the weights are not quantised",
-        ) from error
-    found = content.get("quantization_config") if isinstance(content, dict) else None
-    if not isinstance(found, dict):
-        return Settings()
-    return Settings(found, file_record(path, hashlib.sha256(raw)))
+    content, record = ({}, None) if folder is None else read_config(folder)
+    found = content.get("quantization_config")
+    return Settings(found, record) if isinstance(found, dict) else Settings()
