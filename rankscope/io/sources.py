@@ -22,6 +22,7 @@ from rankscope.io.hub import PREFIX, download
 from rankscope.io.memory import store_of
 from rankscope.io.pairs import Pair, read_checkpoint
 from rankscope.io.quantized import dequantised, dequantised_in_memory
+from rankscope.io.rotary import in_halves
 from rankscope.io.tensors import TensorStore, open_store
 from rankscope.io.updateset import UpdateSet
 
@@ -66,7 +67,8 @@ def open_source(source: Source) -> Opened:
     store = cleaned(store)
     family = next((f for f in FAMILIES if f.recognises(store.tensors)), None)
     if family is None:
-        store = dequantised(store, None if config_path is None else config_path.parent)
+        folder = None if config_path is None else config_path.parent
+        store = in_halves(dequantised(store, folder))
     elif _holds_its_base(store):
         store = dequantised_in_memory(store)
     return Opened(store, config, family, None if config is None else config_path)

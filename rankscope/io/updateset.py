@@ -13,9 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from rankscope.errors import SourceError
+from rankscope.io.matching import catalogue
 from rankscope.io.names import (
-    base_name,
-    expert_of,
     experts_transposed,
     kind_of,
     layer_of,
@@ -23,6 +22,7 @@ from rankscope.io.names import (
     stored_transposed,
 )
 from rankscope.io.recipes import Difference, Recipe
+from rankscope.io.rotary import same_rows
 from rankscope.io.save import save_adapter
 from rankscope.io.tensors import TensorStore
 from rankscope.updates import Update
@@ -49,6 +49,9 @@ class Site:
         What multiplies the product; None where the source does not tell.
     dtype : str
         Of the stored numbers.
+    row_order : str
+        How the rows of ΔW stand: empty for Hugging Face's order, ``rotary`` for Meta's order of
+        q and k, ``unknown`` where the source does not tell.
     """
 
     module: str
@@ -57,6 +60,7 @@ class Site:
     scale: float | None
     dtype: str
     recipe: Recipe
+    row_order: str = ""
 
     @property
     def layer(self) -> int | None:
@@ -265,15 +269,23 @@ class UpdateSet:
                 got="no base",
                 fix="pass base=… (on the command line --base)",
             )
-        module, expert = expert_of(name)
-        stored = base_name(module, self.base.tensors)
-        if stored is None:
+        found = catalogue(self.base.tensors).expert(name)
+        if found is None:
             raise SourceError(
                 "the base has no weight for this module",
                 where=self.base.label,
                 expected=f"one tensor that ends with {name + '.weight'!r}",
                 got=f"none, or several, of {len(self.base.tensors)}",
                 fix="pass the base that this adapter was trained on",
+            )
+        stored, expert = found
+        if not same_rows(site.row_order, name, self.base, stored):
+            raise SourceError(
+                "the rows of the base weight stand in another order than the update's",
+                where=f"{self.base.label}, tensor {stored!r}",
+                expected="both as Hugging Face stores them",
+                got="one of them in Meta's rotary order, as llama.cpp and torchtune have it",
+                fix="give a base that tells its heads: a GGUF file, or a folder with config.json",
             )
         info = self.base.tensors[stored]
         if info.dtype not in _PLAIN or f"{stored}_scale" in self.base.tensors:

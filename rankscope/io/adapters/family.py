@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankscope.errors import AdapterError
-from rankscope.io.names import base_name
+from rankscope.io.matching import base_name
 from rankscope.io.recipes import Factors, Formula, Weight
 from rankscope.io.tensors import TensorInfo, TensorStore
 from rankscope.io.updateset import Site

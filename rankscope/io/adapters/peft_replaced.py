@@ -12,7 +12,8 @@ from rankscope.io.adapters import peft_formulas as formulas
 from rankscope.io.adapters.family import formula_site
 from rankscope.io.adapters.peft_job import Job
 from rankscope.io.adapters.peft_keys import Part
-from rankscope.io.names import base_name, stored_transposed
+from rankscope.io.matching import base_name
+from rankscope.io.names import stored_transposed
 from rankscope.io.recipes import Weight
 from rankscope.io.updateset import Site
 
