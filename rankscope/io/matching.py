@@ -21,6 +21,8 @@ Shape = tuple[int, ...]
 
 # Two names that share a flat spelling by the dozen are a trap, no model.
 _CROWD = 64
+# So many names at most are compared by resemblance, for a message.
+_MANY = 500
 # So many names of a side propose a rewriting of all, and this share must follow it.
 _SAMPLES = 8
 _MOST = 0.95
@@ -80,10 +82,10 @@ class Matching:
 def match(a: Mapping[str, Shape], b: Mapping[str, Shape]) -> Matching:
     """Pair the modules of two sources.
 
-    Tried in this order, each on what is left: the same name; one front of all names for
-    another; one spelling (what transformers has renamed, llama.cpp's, torchtune's and LitGPT's
-    names, the original ones of Stable Diffusion and FLUX); flat names by look-up; the front
-    again, on the spellings.
+    Tried in this order, each on what is left: the same name; one spelling (what transformers
+    has renamed, llama.cpp's, torchtune's and LitGPT's names, the original ones of Stable
+    Diffusion and FLUX); flat names by look-up; one front of all names for another, of the
+    names and then of the spellings.
 
     Parameters
     ----------
@@ -107,9 +109,10 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     """Return the names that look most like one, for messages; they prove nothing."""
     paths = {other: spell(other).path for other in names}
     path = spell(name).path
-    same = [o for o, p in paths.items() if layer_of(p) == layer_of(path)] or list(paths)
-    scores = {o: difflib.SequenceMatcher(None, paths[o], path).ratio() for o in same[:500]}
-    return sorted(scores, key=lambda other: -scores[other])[:count]
+    same = [o for o, p in paths.items() if layer_of(p) == layer_of(path)]
+    tried = list(dict.fromkeys((*same, *paths)))[:_MANY]
+    scores = {o: difflib.SequenceMatcher(None, paths[o], path).ratio() for o in tried}
+    return sorted(tried, key=lambda other: (-scores[other], other))[:count]
 
 
 class _Search:
@@ -123,19 +126,20 @@ class _Search:
 
     def run(self) -> Matching:
         self.exact()
-        self.front(lambda name: spell(name).bare, "another front of all names")
         for keys, compatible in _LEVELS:
             self.level(keys, compatible)
+        self.front(lambda name: spell(name).bare, "another front of all names")
         self.front(lambda name: spell(name).path, "their spelling and another front of all names")
         return self.result()
 
     def result(self) -> Matching:
         rest_a, rest_b = self.rest
         found, order = self.found, self.shapes[0]
+        taken = Counter(unfit.b for unfit in self.unfit.values())
         found.mismatches |= {
             name: unfit
             for name, unfit in self.unfit.items()
-            if name in rest_a and unfit.b in rest_b and name not in found.ambiguous
+            if name in rest_a and unfit.b in rest_b and taken[unfit.b] == 1
         }
         return Matching(
             {n: found.pairs[n] for n in order if n in found.pairs},
@@ -259,28 +263,40 @@ def learned_front(a: Mapping[str, Shape], b: Mapping[str, Shape]) -> tuple[str, 
     >>> learned_front({"h.0.q": (2, 2), "h.1.q": (2, 2)}, {"m.h.0.q": (2, 2), "m.h.1.q": (2, 2)})
     ('', 'm.')
     """
-    groups = [_by_place(side) for side in (a, b)]
+    groups = [_by_place(side) for side in _layered(a, b)]
     comparable = [
         [name for place, names in ours.items() if place in theirs for name in names]
         for ours, theirs in (groups, groups[::-1])
     ]
     scores = {
-        front: _followers(a, b, *front)
+        front: _followers({name: a[name] for name in comparable[0]}, b, *front)
         for front in _fronts(comparable, groups)
         if _is_plausible(*front)
     }
     best = max(scores.values(), default=0)
     winners = [front for front, score in scores.items() if score == best]
-    if len(winners) != 1:
+    if len(winners) != 1 or best < _MOST * _bearing(comparable, *winners[0]):
         return None
-    old, new = winners[0]
-    candidates = (
+    # A single pair with two fronts would be one name guessed from another.
+    return winners[0] if best > 1 or "" in winners[0] else None
+
+
+def _layered(a: Iterable[str], b: Iterable[str]) -> list[list[str]]:
+    """Return the names in numbered blocks, by which fronts are told; all, where there are none."""
+    sides = [list(side) for side in (a, b)]
+    layered = [[name for name in side if layer_of(name) is not None] for side in sides]
+    return layered if all(layered) else sides
+
+
+def _bearing(comparable: list[list[str]], old: str, new: str) -> int:
+    """Return how many names must follow a rewriting: all of the side that only gains a front."""
+    counts = [
         sum(name.startswith(front) for name in names)
         for front, names in zip((old, new), comparable, strict=True)
-    )
-    # A single pair with two fronts would be one name guessed from another.
-    sure = best >= _MOST * min(candidates) and (best > 1 or "" in (old, new))
-    return (old, new) if sure else None
+    ]
+    if "" in (old, new):
+        return counts[(old, new).index("")]
+    return min(counts)
 
 
 def _by_place(names: Iterable[str]) -> dict[tuple[int | None, str], list[str]]:

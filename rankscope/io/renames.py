@@ -121,31 +121,35 @@ def _renamed(path: str) -> tuple[str, str]:
 
 # transformers 4 and 5 ------------------------------------------------------------------------
 
+# A part that the name must have, what is replaced, and by what; one after the other.
 _TRANSFORMERS = [
-    (re.compile(pattern), new)
-    for pattern, new in (
-        (r"^(?:model\.)?language_model\.lm_head$", "lm_head"),
-        (r"^(?:model\.)?language_model\.(?:model\.)?", "model.language_model."),
-        (r"^(vision_tower|vision_model|audio_tower|visual|multi_modal_projector)\.", r"model.\1."),
-        (r"\.block_sparse_moe\.", ".mlp."),
-        (r"\.switch_mlp\.", ".experts."),
-        (r"\.experts\.(\d+)\.w1$", r".experts.gate_proj[\1]"),
-        (r"\.experts\.(\d+)\.w2$", r".experts.down_proj[\1]"),
-        (r"\.experts\.(\d+)\.w3$", r".experts.up_proj[\1]"),
-        (r"\.experts\.(\d+)\.(\w+)$", r".experts.\2[\1]"),
-        (r"(^|\.)encoder\.layer\.(\d+)\.", r"\1layers.\2."),
-        (r"\.attention\.attention\.(q|k|v)(?:uery|ey|alue)$", r".attention.\1_proj"),
-        (r"\.attention\.output\.dense$", ".attention.o_proj"),
-        (r"(layers\.\d+)\.intermediate\.dense$", r"\1.mlp.fc1"),
-        (r"(layers\.\d+)\.output\.dense$", r"\1.mlp.fc2"),
-        (r"^embed_out$", "lm_head"),
+    (part, re.compile(pattern), new)
+    for part, pattern, new in (
+        ("language_model.", r"^(?:model\.)?language_model\.lm_head$", "lm_head"),
+        ("language_model.", r"^(?:model\.)?language_model\.(?:model\.)?", "model.language_model."),
+        ("", r"^(vision_tower|vision_model|audio_tower|visual|multi_modal_projector)\.",
+         r"model.\1."),
+        ("block_sparse_moe", r"\.block_sparse_moe\.", ".mlp."),
+        ("switch_mlp", r"\.switch_mlp\.", ".experts."),
+        (".w1", r"\.experts\.(\d+)\.w1$", r".experts.gate_proj[\1]"),
+        (".w2", r"\.experts\.(\d+)\.w2$", r".experts.down_proj[\1]"),
+        (".w3", r"\.experts\.(\d+)\.w3$", r".experts.up_proj[\1]"),
+        ("experts.", r"\.experts\.(\d+)\.(\w+)$", r".experts.\2[\1]"),
+        ("encoder.layer.", r"(^|\.)encoder\.layer\.(\d+)\.", r"\1layers.\2."),
+        ("attention.attention", r"\.attention\.attention\.(q|k|v)(?:uery|ey|alue)$",
+         r".attention.\1_proj"),
+        ("output.dense", r"\.attention\.output\.dense$", ".attention.o_proj"),
+        ("intermediate.dense", r"(layers\.\d+)\.intermediate\.dense$", r"\1.mlp.fc1"),
+        ("output.dense", r"(layers\.\d+)\.output\.dense$", r"\1.mlp.fc2"),
+        ("embed_out", r"^embed_out$", "lm_head"),
     )
-]
+]  # fmt: skip
 
 
 def _transformers(path: str) -> str:
-    for pattern, new in _TRANSFORMERS:
-        path = pattern.sub(new, path)
+    for part, pattern, new in _TRANSFORMERS:
+        if part in path:
+            path = pattern.sub(new, path)
     return path
 
 
