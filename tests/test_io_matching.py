@@ -1,5 +1,6 @@
 """Names of one module in several libraries, each table against a source of its own."""
 
+import json
 import re
 
 import numpy as np
@@ -8,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import gaussian, peft_tensors, write_peft
+from safetensors.torch import save_file
 
 import rankscope as rs
-from rankscope.errors import SourceError
+from rankscope.errors import AdapterError, SourceError
 from rankscope.io.matching import Catalogue, base_name, match, nearest
 from rankscope.io.renames import spell
 from rankscope.io.rotary import halves
@@ -483,6 +485,37 @@ def test_vlm_of_two_versions_of_transformers(tmp_path, rng):
     assert_alike(old, new, sorted(VLM), "what transformers has renamed")
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_every_weight_of_a_vlm_is_found_in_the_names_it_is_saved_under(tmp_path):
+    peft, transformers = (pytest.importorskip(name) for name in ("peft", "transformers"))
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
+    model = transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(
+            text_config=transformers.LlamaConfig(vocab_size=32, hidden_size=16, **sizes),
+            vision_config=transformers.CLIPVisionConfig(
+                hidden_size=12, image_size=8, patch_size=4, **sizes
+            ),
+            image_token_index=3,
+        )
+    )
+    disk = {n: t.detach().clone() for n, t in model.state_dict().items()}
+    old = {
+        re.sub(r"^model\.(vision_tower|multi)", r"\1", n)
+        .replace("model.language_model", "language_model.model")
+        .replace("vision_tower.encoder", "vision_tower.vision_model.encoder"): tensor
+        for n, tensor in disk.items()
+    }  # fmt: skip
+    assert not any(n.startswith("model.") for n in old)
+    targets = ["q_proj", "v_proj", "fc1", "linear_1"]
+    config = peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
+    peft.get_peft_model(model, config).save_pretrained(tmp_path)
+    for base in (disk, old):
+        updates = rs.open_updates(tmp_path, base)
+        assert len(updates) == 11
+        for name in updates.names:
+            assert torch.equal(updates.weight(name), disk[f"{name}.weight"])
+
+
 @pytest.mark.parametrize("ldm", [False, True])
 def test_diffusers_against_kohya(rng, ldm):
     back = {new: old for old, new in UNETS["sd-1.5"]()} if ldm else {n: n for n in UNET}
@@ -626,12 +659,10 @@ def test_a_base_that_tells_its_heads_puts_the_rows_right(tmp_path, rng, kind):
 
 
 def hugging_face(folder, weights, **config):
-    from safetensors.torch import save_file
-
     folder.mkdir()
     save_file(weights, folder / "model.safetensors")
     content = {"num_attention_heads": HEADS, "num_key_value_heads": GROUPS, **config}
-    (folder / "config.json").write_text(str(content).replace("'", '"'))
+    (folder / "config.json").write_text(json.dumps(content))
     return folder
 
 
@@ -652,6 +683,37 @@ def test_weights_in_another_order_are_refused(tmp_path, rng):
     base = gguf_base(tmp_path / "b.gguf", weights, heads=False)
     with pytest.raises(SourceError, match="stand in another order"):
         rs.open_updates(tensors, base).weight(MODULES[0])
+
+
+def test_updates_that_depend_on_a_base_in_another_order_are_refused(tmp_path, rng):
+    tensors, weights = attention_adapter(rng), attention_weights(rng)
+    dora = {
+        name.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(
+            tensors[name.replace("lora_A", "lora_B")].shape[0]
+        )
+        for name in tensors
+        if "lora_A" in name
+    }
+    adapter = write_peft(tmp_path / "dora", tensors | dora, r=2, use_dora=True)
+    right = rs.open_updates(adapter, weights)
+    same_rows = rs.open_updates(adapter, gguf_base(tmp_path / "b.gguf", weights))
+    for module in MODULES:
+        torch.testing.assert_close(same_rows[module].dense(), right[module].dense())
+    with pytest.raises(AdapterError, match="stand in another order"):
+        rs.open_updates(adapter, gguf_base(tmp_path / "n.gguf", weights, heads=False))
+
+
+def test_a_tied_head_has_the_embeddings_weight(tmp_path, rng):
+    tensors = peft_tensors(["lm_head"], 2, rng, out=20)
+    weights = {"model.embed_tokens.weight": gaussian(20, 8, rng=rng).float()}
+    for name, tied in (("tied", True), ("free", False)):
+        base = hugging_face(tmp_path / name, weights, tie_word_embeddings=tied)
+        updates = rs.open_updates(tensors, base)
+        if tied:
+            assert torch.equal(updates.weight("lm_head"), weights["model.embed_tokens.weight"])
+        else:
+            with pytest.raises(SourceError, match="no weight for this module"):
+                updates.weight("lm_head")
 
 
 def test_torchtune_against_peft(tmp_path, rng):

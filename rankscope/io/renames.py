@@ -127,6 +127,7 @@ _TRANSFORMERS = [
     for part, pattern, new in (
         ("language_model.", r"^(?:model\.)?language_model\.lm_head$", "lm_head"),
         ("language_model.", r"^(?:model\.)?language_model\.(?:model\.)?", "model.language_model."),
+        ("vision_tower.", r"(^|\.)vision_tower\.vision_model\.", r"\1vision_tower."),
         ("", r"^(vision_tower|vision_model|audio_tower|visual|multi_modal_projector)\.",
          r"model.\1."),
         ("block_sparse_moe", r"\.block_sparse_moe\.", ".mlp."),

@@ -7,16 +7,15 @@ The same update has the same input side in both, and another output side.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any, final
 
 from torch import Tensor
 from typing_extensions import override
 
+from rankscope.io.configuration import configuration
 from rankscope.io.containers.lens import Lens, Part
 from rankscope.io.names import bare_name
 from rankscope.io.renames import is_rotary
@@ -34,7 +33,6 @@ __all__ = [
     "same_rows",
 ]
 
-_BYTES = 10_000_000
 _GGUF = re.compile(r"blk\.\d+\.attn_(?P<kind>[qk])$")
 # Architectures whose rows the converter to GGUF puts into pairs, and some that it leaves as
 # they are; of any other nothing is assumed.
@@ -107,7 +105,7 @@ def as_paired(kind: str, rows: int, base: TensorStore | None) -> tuple[str, int 
     """Return the same for q or k of an adapter by torchtune, by what its base tells."""
     if base is None or any(map(is_rotary, map(_module, base.tensors))):
         return "rotary", None
-    if _config(base).get("model_type") in _TUNE_KEPT:
+    if configuration(base).get("model_type") in _TUNE_KEPT:
         return "", None
     heads = _fitting_heads(kind, rows, base)
     return ("rotary", None) if heads is None else ("", heads)
@@ -189,7 +187,7 @@ def heads_of(store: TensorStore) -> tuple[int, int] | None:
     prefix = f"{_arch(store)}.attention.head_count"
     keys = (prefix, f"{prefix}_kv")
     if prefix not in said:
-        said, keys = _config(store), ("num_attention_heads", "num_key_value_heads")
+        said, keys = configuration(store), ("num_attention_heads", "num_key_value_heads")
     heads, groups = _number(said.get(keys[0])), _number(said.get(keys[1]))
     return None if heads is None else (heads, heads if groups is None else groups)
 
@@ -200,17 +198,3 @@ def _arch(store: TensorStore) -> str:
 
 def _number(value: object) -> int | None:
     return int(value) if isinstance(value, int | str) and str(value).isdigit() else None
-
-
-def _config(store: TensorStore) -> Mapping[str, Any]:
-    """Return the model's configuration; nothing where there is none that can be used."""
-    path = store.provenance.get("path")
-    try:
-        file = Path(path or "").parent / "config.json"
-        if path is None or not file.is_file() or file.stat().st_size > _BYTES:
-            return {}
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    text = content.get("text_config", content) if isinstance(content, dict) else {}
-    return text if isinstance(text, dict) else {}

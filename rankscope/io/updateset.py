@@ -25,6 +25,7 @@ from rankscope.io.recipes import Difference, Recipe
 from rankscope.io.rotary import same_rows
 from rankscope.io.save import save_adapter
 from rankscope.io.tensors import TensorStore
+from rankscope.io.tied import tied_embedding
 from rankscope.updates import Update
 
 __all__ = ["Site", "UpdateSet"]
@@ -270,7 +271,8 @@ class UpdateSet:
                 fix="pass base=… (on the command line --base)",
             )
         found = catalogue(self.base.tensors).expert(name)
-        if found is None:
+        tied = tied_embedding(self.base, name) if found is None else None
+        if found is None and tied is None:
             raise SourceError(
                 "the base has no weight for this module",
                 where=self.base.label,
@@ -278,15 +280,8 @@ class UpdateSet:
                 got=f"none, or several, of {len(self.base.tensors)}",
                 fix="pass the base that this adapter was trained on",
             )
-        stored, expert = found
-        if not same_rows(site.row_order, name, self.base, stored):
-            raise SourceError(
-                "the rows of the base weight stand in another order than the update's",
-                where=f"{self.base.label}, tensor {stored!r}",
-                expected="both as Hugging Face stores them",
-                got="one of them in Meta's rotary order, as llama.cpp and torchtune have it",
-                fix="give a base that tells its heads: a GGUF file, or a folder with config.json",
-            )
+        stored, expert = found or (str(tied), None)
+        _check_order(site, self.base, stored)
         info = self.base.tensors[stored]
         if info.dtype not in _PLAIN or f"{stored}_scale" in self.base.tensors:
             raise SourceError(
@@ -323,3 +318,14 @@ class UpdateSet:
             return False
         told = stored_transposed if len(shape) == 2 else experts_transposed
         return told(stored, shapes)
+
+
+def _check_order(site: Site, base: TensorStore, stored: str) -> None:
+    if not same_rows(site.row_order, site.module, base, stored):
+        raise SourceError(
+            "the rows of the base weight stand in another order than the update's",
+            where=f"{base.label}, tensor {stored!r}",
+            expected="both as Hugging Face stores them",
+            got="one of them in Meta's rotary order, as llama.cpp and torchtune have it",
+            fix="give a base that tells its heads: a GGUF file, or a folder with config.json",
+        )

@@ -10,6 +10,7 @@ from typing import Any
 from rankscope.errors import AdapterError
 from rankscope.io.matching import base_name
 from rankscope.io.recipes import Factors, Formula, Weight
+from rankscope.io.rotary import same_rows
 from rankscope.io.tensors import TensorInfo, TensorStore
 from rankscope.io.updateset import Site
 from rankscope.updates import Update
@@ -54,6 +55,14 @@ class Context:
                 expected="the base weights, with a tensor for this module",
                 got="no base" if self.base is None else f"{self.base.label} without it",
                 fix="give the base it was trained on: --base, or base= in Python",
+            )
+        if not same_rows("", module, self.base, name):
+            raise AdapterError(
+                "the rows of a base weight stand in another order than the update's",
+                where=f"{self.base.label}, tensor {name!r}",
+                expected="Hugging Face's order",
+                got="Meta's rotary order, as llama.cpp and torchtune have it",
+                fix="give the base as a Hugging Face checkpoint, or as a whole GGUF file",
             )
         return Weight(self.base, name)
 
