@@ -204,6 +204,7 @@ def test_flux_as_kohya_flattens_it():
         ("text_encoder.fc1", "text_encoder_2.fc1"),
         ("h.0.q", "h.1.q"),
         ("layers.0.mlp.proj", "adapter.proj"),
+        ("bert.encoder.layer.0.output.dense", "roberta.encoder.layer.0.output.dense"),
     ],
 )
 def test_what_is_not_the_same_module(ours, theirs):
@@ -316,7 +317,9 @@ def test_text_encoders():
     assert pairs(same(f"lora_te_{flat}"), same(f"text_encoder.{te.removeprefix('text_model.')}"))
     t5 = "encoder.block.0.layer.0.SelfAttention.q"
     for component in ("text_encoder_2", "text_encoder_3", "text_encoders.t5xxl.transformer"):
-        assert pairs(same(f"lora_te3_{t5.replace('.', '_')}"), same(f"{component}.{t5}"))
+        for number in (2, 3):
+            flat = f"lora_te{number}_{t5.replace('.', '_')}"
+            assert pairs(same(flat), same(f"{component}.{t5}"))
 
 
 # What decides ----------------------------------------------------------------------------------
@@ -731,11 +734,24 @@ def test_torchtune_against_peft(tmp_path, rng):
     assert torch.equal(b.weight("layers.0.attn.q_proj"), weights[f"{MODULES[1]}.weight"])
     kept = hugging_face(tmp_path / "qwen", weights, model_type="qwen2")
     same_order = rs.open_updates(native, kept, alpha=4)
-    assert {site.row_order for site in same_order.sites} == {""}
+    assert [site.row_order for site in same_order.sites] == ["halves", "halves", ""]
     torch.testing.assert_close(
         same_order["layers.0.attn.q_proj"].dense(), rs.open_updates(native, alpha=4)[
             "layers.0.attn.q_proj"].dense(),
     )  # fmt: skip
+
+
+def test_one_name_is_one_order_whatever_the_name(rng):
+    """A model that calls its modules as torchtune does, trained by anyone."""
+    modules = ["layers.0.attn.k_proj", "layers.0.attn.q_proj"]
+    tensors = peft_tensors(modules, 2, rng)
+    base, tuned = ({f"{m}.weight": gaussian(12, 8, rng=rng) for m in modules} for _ in "ab")
+    updates = rs.open_updates(tensors, base)
+    for module in modules:
+        assert torch.equal(updates.weight(module), base[f"{module}.weight"])
+    assert len(rs.similarity(updates, rs.open_updates(tuned, base)).table) == 4
+    assert len(rs.similarity(tensors, kohya(tensors, lambda m: m.replace(
+        "base_model.model.", ""))).table) == 4  # fmt: skip
 
 
 # Checkpoints against their bases ------------------------------------------------------------
@@ -752,6 +768,17 @@ def test_a_fine_tune_against_its_base_as_gguf(tmp_path, rng):
     assert any("llama.cpp's names" in note for note in updates.notes)
     blind = rs.open_updates(tuned, gguf_base(tmp_path / "n.gguf", base, heads=False))
     assert blind.names == MODULES[2:]
+    both = [gguf_base(tmp_path / f"{n}.gguf", w) for n, w in enumerate((tuned, base))]
+    for module, update in rs.open_updates(*both).items():
+        assert torch.equal(update.dense(), updates[ours(module)].dense())
+    # One of them in Hugging Face's order, the other not.
+    mixed = rs.open_updates(both[0], tmp_path / "n.gguf")
+    assert mixed.names == ["blk.0.attn_v"]
+    assert any("rotary order on one side only: blk.0.attn_k" in note for note in mixed.notes)
+
+
+def ours(module):
+    return f"model.layers.0.self_attn.{module[-1]}_proj"
 
 
 def test_a_fine_tune_by_another_version_of_transformers(rng):

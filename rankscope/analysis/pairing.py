@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rankscope.errors import SourceError
 from rankscope.io.matching import match, nearest
+from rankscope.io.rotary import alike
 from rankscope.io.updateset import UpdateSet
 
 __all__ = ["Pairing", "paired"]
@@ -55,7 +56,7 @@ def paired(a: UpdateSet, b: UpdateSet) -> Pairing:
     reordered = frozenset(
         name
         for name, other in partners.items()
-        if a.site(name).row_order != b.site(other).row_order
+        if not alike(name, a.site(name).row_order, other, b.site(other).row_order)
     )
     return Pairing(
         partners,

@@ -84,9 +84,10 @@ def similarity(
 ) -> SimilarityResult:
     r"""Compare the directions of two sources, module by module.
 
-    For every module that both update, :math:`\phi(i, j) = \|U_i^\top V_j\|_F^2 / \min(i, j)`
-    of the first i directions of A and the first j of B, for all i and j, beside the level,
-    spread and p-value that independent random subspaces give.
+    For every module that both update, by whatever name,
+    :math:`\phi(i, j) = \|U_i^\top V_j\|_F^2 / \min(i, j)` of the first i directions of A and
+    the first j of B, for all i and j, beside the level, spread and p-value that independent
+    random subspaces give.
 
     Parameters
     ----------
@@ -117,7 +118,9 @@ def similarity(
         `phi_full` with `chance_full`, `chance_sd`, `z_full`, `p_full` and `p_adjusted`
         (Benjamini-Hochberg over the modules of the side), the principal `cosines` and how
         many of them lie above `shared_edge`, the 99.9 % chance quantile of the largest one
-        (beyond the i + j - d that any two subspaces share). `ambiguous_a` and `ambiguous_b`
+        (beyond the i + j - d that any two subspaces share). Modules bear A's names; notes say
+        how others were matched, and q and k whose rows stand in Meta's rotary order on one
+        side only have no row for the output side. `ambiguous_a` and `ambiguous_b`
         list the cuts inside a block of equal singular values, where φ means nothing. An
         update that is zero has rank 0 and undefined numbers.
 

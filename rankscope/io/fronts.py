@@ -99,9 +99,11 @@ def _split(a: str, b: str) -> tuple[str, str]:
 
 
 def _is_plausible(old: str, new: str) -> bool:
-    """Whether two fronts may lead to one model: neither is a tower that the other is not."""
-    segments = [*old.split("."), *new.split(".")]
-    return not any(TOWER.match(s) or s.isdigit() for s in segments if s)
+    """Whether two fronts may lead to one model: one has all of the other's words, and no tower."""
+    one, other = sorted((old.split("."), new.split(".")), key=len)
+    words = iter(other)
+    within = all(word in words for word in one)
+    return within and not any(TOWER.match(word) or word.isdigit() for word in other)
 
 
 def moved(path: str, old: str, new: str) -> str | None:

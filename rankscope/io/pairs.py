@@ -12,7 +12,7 @@ from rankscope.io.containers.aligned import Aligned, common_names, is_stack
 from rankscope.io.matching import Matching, match
 from rankscope.io.names import natural_key, stored_transposed
 from rankscope.io.recipes import Difference, Stored
-from rankscope.io.rotary import row_order
+from rankscope.io.rotary import alike, row_order
 from rankscope.io.tensors import TensorStore
 from rankscope.io.updateset import Site
 
@@ -52,6 +52,11 @@ class Pair:
         one, other = Aligned(tuned), Aligned(base, prefix)
         self._matching = _matched(one, other)
         names = {found.b: found.a for found in self._matching.pairs.values()}
+        self._reordered = [
+            found.a
+            for found in self._matching.pairs.values()
+            if not alike(found.a, row_order(one, found.a), found.b, row_order(other, found.b))
+        ]
         other = Aligned(base, prefix, names=names)
         self._whole = (one, other)
         rows = {
@@ -98,6 +103,7 @@ class Pair:
             name
             for name in ours
             if name in theirs
+            and name not in self._reordered
             and _is_matrix(self.tuned, name)
             and _is_matrix(self.base, name)
             and ours[name].shape == theirs[name].shape
@@ -113,6 +119,7 @@ class Pair:
     def _differences(self) -> Iterator[str]:
         ours, theirs = self.tuned.tensors, self.base.tensors
         groups = {
+            "q and k, with their rows in Meta's rotary order on one side only": self._reordered,
             "only in the tuned checkpoint": [n for n in ours if n not in theirs],
             "only in the base": [n for n in theirs if n not in ours],
             "of another shape than in the base": [
@@ -127,16 +134,10 @@ class Pair:
 
 
 def _matched(tuned: Aligned, base: Aligned) -> Matching:
-    """Return which tensor is which, less those whose rows stand in another order."""
     shapes = ({n: info.shape for n, info in store.tensors.items()} for store in (tuned, base))
     matching = match(*shapes)
     # A vocabulary may have grown; which of its rows count is decided by the names then.
     matching.pairs |= {n: m for n, m in matching.mismatches.items() if _VOCABULARY.search(n)}
-    matching.pairs = {
-        name: found
-        for name, found in matching.pairs.items()
-        if name == found.b or row_order(tuned, name) == row_order(base, found.b)
-    }
     return matching
 
 

@@ -79,16 +79,22 @@ def spell(name: str) -> Spelling:
     bare = bare_name(name).removesuffix(".weight")
     prefix = next((p for p in FLAT_PREFIXES if bare.startswith(p)), "")
     if prefix and "." not in bare:
-        rest = bare.removeprefix(prefix)
-        scheme, path = to_diffusers(rest, flat=True)
-        flats = tuple(dict.fromkeys((rest, path)))
-        return Spelling(bare, scheme, _FLAT_COMPONENTS[prefix], path, flats, is_flat=True)
+        return _flat(bare, prefix)
     component, rest = _component(bare)
     scheme, path = _renamed(rest)
     if component.startswith("te") and path.startswith("encoder.layers."):
         scheme, path = "transformers", f"text_model.{path}"
     flats = tuple(dict.fromkeys(p.replace(".", "_") for p in (bare, rest, path)))
     return Spelling(bare, scheme, component, path, flats, is_flat=False)
+
+
+def _flat(bare: str, prefix: str) -> Spelling:
+    rest, component = bare.removeprefix(prefix), _FLAT_COMPONENTS[prefix]
+    # Some trainers count T5 as the second encoder.
+    if component == "te2" and rest.startswith("encoder_block_"):
+        component = "te3"
+    scheme, path = to_diffusers(rest, flat=True)
+    return Spelling(bare, scheme, component, path, tuple(dict.fromkeys((rest, path))), True)
 
 
 def is_rotary(name: str) -> bool:

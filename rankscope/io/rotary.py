@@ -23,6 +23,8 @@ from rankscope.io.tensors import TensorStore
 from rankscope.updates import FactoredUpdate
 
 __all__ = [
+    "HALVES",
+    "alike",
     "as_paired",
     "by_halves",
     "halves",
@@ -30,22 +32,20 @@ __all__ = [
     "in_halves",
     "product_in_halves",
     "row_order",
-    "same_rows",
 ]
 
 _GGUF = re.compile(r"blk\.\d+\.attn_(?P<kind>[qk])$")
 # Architectures whose rows the converter to GGUF puts into pairs, and some that it leaves as
 # they are; of any other nothing is assumed.
-_PAIRED = {
-    "arcee", "deci", "granite", "granitehybrid", "granitemoe", "llama", "minicpm", "mistral3",
-    "olmo", "smollm3", "xverse",
-}  # fmt: skip
+_PAIRED = {"granite", "granitehybrid", "granitemoe", "llama", "minicpm", "olmo", "smollm3"}
 _KEPT = {
     "bert", "bloom", "cohere2", "command-r", "falcon", "gemma", "gemma2", "gemma3", "gemma3n",
     "gpt-oss", "gpt2", "gptneox", "llama4", "mpt", "olmo2", "olmoe", "phi2", "phi3", "phimoe",
     "qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe", "stablelm",
     "starcoder", "starcoder2", "t5",
 }  # fmt: skip
+# Put into Hugging Face's order, or known to be in it.
+HALVES = "halves"
 # Families that torchtune takes over from Hugging Face row by row.
 _TUNE_KEPT = {"phi3", "qwen2", "qwen3"}
 
@@ -84,10 +84,33 @@ def product_in_halves(
     return FactoredUpdate(halves(up, heads), down, scale)
 
 
+def alike(one: str, order: str, other: str, other_order: str) -> bool:
+    """Whether the rows of two modules, of these names and orders, stand in one order.
+
+    Two of one name do as they are stored; it is another matter once one of them has been put
+    into Hugging Face's order.
+
+    Examples
+    --------
+    >>> q, paired = "model.layers.0.self_attn.q_proj", "layers.0.attn.q_proj"
+    >>> alike(q, "", paired, ""), alike(paired, "", paired, "rotary"), alike(q, "", q, "halves")
+    (False, True, False)
+    """
+    if _module(one) == _module(other):
+        return order == other_order or HALVES not in (order, other_order)
+    orders = {_effective(one, order), _effective(other, other_order)}
+    return len(orders) == 1 and "unknown" not in orders
+
+
+def _effective(name: str, order: str) -> str:
+    named = "rotary" if is_rotary(_module(name)) else ""
+    return "" if order == HALVES else order or named
+
+
 def by_halves(module: str, rows: int, *stores: TensorStore | None) -> tuple[str, int | None]:
     """Return the order of a GGUF module's rows, and the heads by which they are to be put right.
 
-    The order is empty where it is Hugging Face's, or will be once they are.
+    The order is ``halves`` where it is Hugging Face's once they are.
     """
     kind = _GGUF.match(_module(module))
     if kind is None:
@@ -98,7 +121,7 @@ def by_halves(module: str, rows: int, *stores: TensorStore | None) -> tuple[str,
     if arch not in _PAIRED:
         return "unknown", None
     heads = _fitting_heads(kind["kind"], rows, *stores)
-    return ("rotary", None) if heads is None else ("", heads)
+    return ("rotary", None) if heads is None else (HALVES, heads)
 
 
 def as_paired(kind: str, rows: int, base: TensorStore | None) -> tuple[str, int | None]:
@@ -106,16 +129,14 @@ def as_paired(kind: str, rows: int, base: TensorStore | None) -> tuple[str, int 
     if base is None or any(map(is_rotary, map(_module, base.tensors))):
         return "rotary", None
     if configuration(base).get("model_type") in _TUNE_KEPT:
-        return "", None
+        return HALVES, None
     heads = _fitting_heads(kind, rows, base)
-    return ("rotary", None) if heads is None else ("", heads)
+    return ("rotary", None) if heads is None else (HALVES, heads)
 
 
-def same_rows(order: str, module: str, base: TensorStore, stored: str) -> bool:
-    """Whether a base's tensor has its rows in the order of a module's update."""
-    found = row_order(base, stored)
-    # State dicts do not tell what model they are of; one name is one order there.
-    return found == order or (found == "unknown" and _module(stored) == module)
+def row_order(store: TensorStore, name: str) -> str:
+    """Return the order of a stored tensor's rows; empty where its name alone tells it."""
+    return by_halves(name, (*store.tensors[name].shape, 0)[0], store)[0]
 
 
 def _fitting_heads(kind: str, rows: int, *stores: TensorStore | None) -> int | None:
@@ -126,22 +147,6 @@ def _fitting_heads(kind: str, rows: int, *stores: TensorStore | None) -> int | N
             heads = counts["qk".index(kind)]
             return heads if heads > 0 and rows % (2 * heads) == 0 else None
     return None
-
-
-def row_order(store: TensorStore, name: str) -> str:
-    """Return the order of a stored tensor's rows, empty for Hugging Face's.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from rankscope.io.tensors import StateDict
-    >>> row_order(StateDict({"layers.0.attn.q_proj.weight": torch.ones(2, 2)}, "x"),
-    ...           "layers.0.attn.q_proj.weight")
-    'rotary'
-    """
-    if is_rotary(_module(name)):
-        return "rotary"
-    return by_halves(name, (*store.tensors[name].shape, 0)[0], store)[0]
 
 
 def _module(name: str) -> str:

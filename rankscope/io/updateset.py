@@ -22,7 +22,7 @@ from rankscope.io.names import (
     stored_transposed,
 )
 from rankscope.io.recipes import Difference, Recipe
-from rankscope.io.rotary import same_rows
+from rankscope.io.rotary import alike, row_order
 from rankscope.io.save import save_adapter
 from rankscope.io.tensors import TensorStore
 from rankscope.io.tied import tied_embedding
@@ -51,8 +51,9 @@ class Site:
     dtype : str
         Of the stored numbers.
     row_order : str
-        How the rows of ΔW stand: empty for Hugging Face's order, ``rotary`` for Meta's order of
-        q and k, ``unknown`` where the source does not tell.
+        How the rows of q and k stand: ``halves`` if in Hugging Face's order, ``rotary`` in
+        Meta's, ``unknown`` where the source should tell and does not; else empty, as the name
+        says.
     """
 
     module: str
@@ -321,7 +322,7 @@ class UpdateSet:
 
 
 def _check_order(site: Site, base: TensorStore, stored: str) -> None:
-    if not same_rows(site.row_order, site.module, base, stored):
+    if not alike(site.module, site.row_order, stored, row_order(base, stored)):
         raise SourceError(
             "the rows of the base weight stand in another order than the update's",
             where=f"{base.label}, tensor {stored!r}",

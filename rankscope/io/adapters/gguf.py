@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -20,10 +19,11 @@ from rankscope.io.adapters.family import (
     Reading,
     factored_site,
     formula_site,
+    in_order,
     scale_of,
 )
 from rankscope.io.adapters.mlx import expert
-from rankscope.io.rotary import by_halves, product_in_halves
+from rankscope.io.rotary import by_halves
 from rankscope.io.tensors import TensorInfo, TensorStore
 from rankscope.io.updateset import Site
 from rankscope.updates import FactoredUpdate
@@ -76,7 +76,7 @@ def _read(context: Context) -> Reading:
     sites = [s for module, own in modules.items() for s in _sites(context, module, own, alpha)]
     read = {name for own in modules.values() for name in own.values()}
     unread = tuple(name for name in store.tensors if name not in read)
-    reordered = any(site.row_order for site in sites)
+    reordered = any(site.row_order in ("rotary", "unknown") for site in sites)
     return Reading(FAMILY.name, tuple(sites), unread, (_CONVERTED, *[_PAIRED] * reordered))
 
 
@@ -134,13 +134,8 @@ def _sites(context: Context, module: str, own: Mapping[str, str], alpha: float) 
 def _linear(context: Context, module: str, own: Mapping[str, str], scale: float) -> Site:
     store, up, down = context.store, own["b"], own["a"]
     site = factored_site(store, module, up, down, scale)
-    order, heads = by_halves(module, site.shape[0], store, context.base)
-    if heads is None:
-        return replace(site, row_order=order)
-    return formula_site(
-        store, module, product_in_halves, {"up": up, "down": down},
-        shape=site.shape, rank=site.rank, scale=scale, heads=heads,
-    )  # fmt: skip
+    order = by_halves(module, site.shape[0], store, context.base)
+    return in_order(site, {"up": up, "down": down}, order)
 
 
 def _experts(store: TensorStore, module: str, own: Mapping[str, str], scale: float) -> list[Site]:

@@ -15,7 +15,7 @@ from rankscope.io.adapters.peft_keys import Part
 from rankscope.io.matching import base_name
 from rankscope.io.names import stored_transposed
 from rankscope.io.recipes import Weight
-from rankscope.io.rotary import same_rows
+from rankscope.io.rotary import alike, row_order
 from rankscope.io.updateset import Site
 
 __all__ = ["replaced_sites", "token_sites"]
@@ -80,7 +80,7 @@ def _replaced(job: Job, module: str, name: str) -> Site | None:
     info = base.tensors[stored]
     if not info.floating or len(shape) < 2 or info.shape[1:] != shape[1:]:
         return None
-    if not same_rows("", module, base, stored):
+    if not alike(module, "", stored, row_order(base, stored)):
         return None
     transposed = len(shape) == 2 and stored_transposed(stored, job.base_shapes)
     if info.shape != shape:

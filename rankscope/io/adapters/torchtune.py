@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 
 from rankscope.errors import AdapterError
 from rankscope.io.adapters.family import (
@@ -15,11 +14,11 @@ from rankscope.io.adapters.family import (
     Family,
     Reading,
     factored_site,
-    formula_site,
+    in_order,
     scale_of,
 )
 from rankscope.io.adapters.loralib import alpha_of, paired
-from rankscope.io.rotary import as_paired, product_in_halves
+from rankscope.io.rotary import as_paired
 from rankscope.io.tensors import TensorInfo, TensorStore
 from rankscope.io.updateset import Site
 
@@ -42,7 +41,7 @@ def _read(context: Context) -> Reading:
     pairs, unread = paired(context.store, _KEY)
     notes = [] if alpha is not None else [_UNKNOWN_SCALE]
     sites = tuple(_site(context, module, alpha) for module in pairs)
-    if any(site.row_order for site in sites):
+    if any(site.row_order == "rotary" for site in sites):
         notes.append(_PERMUTED)
     return Reading(FAMILY.name, sites, unread, tuple(notes))
 
@@ -56,13 +55,7 @@ def _site(context: Context, module: str, alpha: float | None) -> Site:
     site = factored_site(store, module, b, a, scale)
     if site.kind not in ("q", "k"):
         return site
-    order, heads = as_paired(site.kind, site.shape[0], context.base)
-    if heads is None:
-        return replace(site, row_order=order)
-    return formula_site(
-        store, module, product_in_halves, {"up": b, "down": a},
-        shape=site.shape, rank=site.rank, scale=scale, heads=heads,
-    )  # fmt: skip
+    return in_order(site, {"up": b, "down": a}, as_paired(site.kind, site.shape[0], context.base))
 
 
 def _check_product(store: TensorStore, module: str, a: str, b: str) -> None:
