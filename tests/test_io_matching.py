@@ -143,6 +143,7 @@ SCHEMES = {
     "litgpt": [
         ("transformer.wte", "model.embed_tokens"),
         ("transformer.h.3.attn.proj", f"{LAYER}.self_attn.o_proj"),
+        ("transformer.h.3.attn.qkv.q", f"{LAYER}.self_attn.q_proj"),
         ("transformer.h.3.mlp.fc_1", f"{LAYER}.mlp.gate_proj"),
         ("transformer.h.3.mlp.fc_2", f"{LAYER}.mlp.up_proj"),
         ("transformer.h.3.mlp.proj", f"{LAYER}.mlp.down_proj"),
@@ -157,6 +158,8 @@ SCHEMES = {
     "flux": [
         ("double_blocks.18.img_attn.proj", "transformer_blocks.18.attn.to_out.0"),
         ("double_blocks.18.txt_attn.proj", "transformer_blocks.18.attn.to_add_out"),
+        ("double_blocks.18.img_attn.qkv.k", "transformer_blocks.18.attn.to_k"),
+        ("double_blocks.18.txt_attn.qkv.v", "transformer_blocks.18.attn.add_v_proj"),
         ("double_blocks.18.img_mlp.0", "transformer_blocks.18.ff.net.0.proj"),
         ("double_blocks.18.img_mlp.2", "transformer_blocks.18.ff.net.2"),
         ("double_blocks.18.txt_mlp.0", "transformer_blocks.18.ff_context.net.0.proj"),
@@ -188,6 +191,9 @@ def test_flux_as_kohya_flattens_it():
     assert is_bijection(flat, theirs)
     assert is_bijection(flat, [f"transformer.{name}" for name in theirs])
     assert is_bijection(flat, [f"diffusion_model.{name}" for name in ours])
+    sliced = "lora_unet_double_blocks_3_img_attn_qkv"
+    assert is_bijection([f"{sliced}.{x}" for x in "qkv"], [
+        f"transformer_blocks.3.attn.to_{x}" for x in "qkv"])  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,9 @@ _DOUBLE = {
     "img_mlp.0": "ff.net.0.proj", "img_mlp.2": "ff.net.2",
     "txt_mlp.0": "ff_context.net.0.proj", "txt_mlp.2": "ff_context.net.2",
     "img_mod.lin": "norm1.linear", "txt_mod.lin": "norm1_context.linear",
+    # Slices of the fused projections.
+    **{f"img_attn.qkv.{letter}": f"attn.to_{letter}" for letter in "qkv"},
+    **{f"txt_attn.qkv.{letter}": f"attn.add_{letter}_proj" for letter in "qkv"},
 }  # fmt: skip
 _SINGLE = {"linear2": "proj_out", "modulation.lin": "norm.linear"}
 
@@ -69,11 +72,11 @@ def _single(number: str, rest: str) -> str | None:
 
 
 _BLOCKS: tuple[tuple[str, str, Callable[..., str | None]], ...] = (
-    ("ldm", r"input_blocks\.(\d+)\.([01])\.(.+)", _input),
-    ("ldm", r"output_blocks\.(\d+)\.([012])\.(.+)", _output),
+    ("ldm", r"input_blocks\.(\d{1,4})\.([01])\.(.+)", _input),
+    ("ldm", r"output_blocks\.(\d{1,4})\.([012])\.(.+)", _output),
     ("ldm", r"middle_block\.([012])\.(.+)", _middle),
-    ("bfl", r"double_blocks\.(\d+)\.(.+)", _double),
-    ("bfl", r"single_blocks\.(\d+)\.(.+)", _single),
+    ("bfl", r"double_blocks\.(\d{1,4})\.(.+)", _double),
+    ("bfl", r"single_blocks\.(\d{1,4})\.(.+)", _single),
 )
 _PATTERNS = {
     flat: [

@@ -22,8 +22,8 @@ Shape = tuple[int, ...]
 
 # Two names that share a flat spelling by the dozen are a trap, no model.
 _CROWD = 64
-# So many names at most are compared by resemblance, for a message.
-_MANY = 500
+# So many names, and so much of each, are compared by resemblance for a message.
+_MANY, _LONG = 500, 200
 _WORDS = {
     "bfl": "the original names of FLUX",
     "gguf": "llama.cpp's names",
@@ -105,8 +105,8 @@ def match(a: Mapping[str, Shape], b: Mapping[str, Shape]) -> Matching:
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     """Return the names that look most like one, for messages; they prove nothing."""
-    paths = {other: spell(other).path for other in names}
-    path = spell(name).path
+    paths = {other: spell(other).path[-_LONG:] for other in names}
+    path = spell(name).path[-_LONG:]
     same = [o for o, p in paths.items() if layer_of(p) == layer_of(path)]
     tried = list(dict.fromkeys((*same, *paths)))[:_MANY]
     scores = {o: difflib.SequenceMatcher(None, paths[o], path).ratio() for o in tried}

@@ -64,6 +64,9 @@ _ROOTS = (
     (re.compile(r"prior\."), "prior"),
 )  # fmt: skip
 
+# What a slice of a fused projection has behind the projection's name.
+_SLICE = re.compile(r"\.(q|k|v|gate|up)$")
+
 
 @lru_cache(maxsize=1 << 16)
 def spell(name: str) -> Spelling:
@@ -78,7 +81,7 @@ def spell(name: str) -> Spelling:
     """
     bare = bare_name(name).removesuffix(".weight")
     prefix = next((p for p in FLAT_PREFIXES if bare.startswith(p)), "")
-    if prefix and "." not in bare:
+    if prefix and "." not in _SLICE.sub("", bare):
         return _flat(bare, prefix)
     component, rest = _component(bare)
     scheme, path = _renamed(rest)
@@ -89,7 +92,7 @@ def spell(name: str) -> Spelling:
 
 
 def _flat(bare: str, prefix: str) -> Spelling:
-    rest, component = bare.removeprefix(prefix), _FLAT_COMPONENTS[prefix]
+    rest, component = bare.removeprefix(prefix).replace(".", "_"), _FLAT_COMPONENTS[prefix]
     # Some trainers count T5 as the second encoder.
     if component == "te2" and rest.startswith("encoder_block_"):
         component = "te3"
@@ -217,10 +220,11 @@ _SCHEMES = (
     ),
     _Scheme(
         "litgpt",
-        re.compile(r"transformer\.h\.(\d+)\.((?:attn|mlp)\.\w+)()$"),
+        re.compile(r"transformer\.h\.(\d+)\.((?:attn|mlp)\.[\w.]+)()$"),
         {"transformer.wte": _HEAD["embed"]},
         {
             "attn.proj": _ATTENTION["o"],
+            **{f"attn.qkv.{letter}": _ATTENTION[letter] for letter in "qkv"},
             "mlp.fc_1": _MLP["gate"],
             "mlp.fc_2": _MLP["up"],
             "mlp.proj": _MLP["down"],
