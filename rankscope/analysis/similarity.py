@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from rankscope.analysis.engine import map_modules, resolve_device
+from rankscope.analysis.pairing import Pairing, paired
 from rankscope.analysis.selection import opened, short_names
-from rankscope.errors import SourceError, UpdateError
+from rankscope.errors import UpdateError
 from rankscope.io.fused import split_alike
 from rankscope.io.sources import Source
 from rankscope.io.updateset import UpdateSet
@@ -84,9 +85,10 @@ def similarity(
 ) -> SimilarityResult:
     r"""Compare the directions of two sources, module by module.
 
-    For every module that both update, :math:`\phi(i, j) = \|U_i^\top V_j\|_F^2 / \min(i, j)`
-    of the first i directions of A and the first j of B, for all i and j, beside the level,
-    spread and p-value that independent random subspaces give.
+    For every module that both update, by whatever name,
+    :math:`\phi(i, j) = \|U_i^\top V_j\|_F^2 / \min(i, j)` of the first i directions of A and
+    the first j of B, for all i and j, beside the level, spread and p-value that independent
+    random subspaces give.
 
     Parameters
     ----------
@@ -117,7 +119,9 @@ def similarity(
         `phi_full` with `chance_full`, `chance_sd`, `z_full`, `p_full` and `p_adjusted`
         (Benjamini-Hochberg over the modules of the side), the principal `cosines` and how
         many of them lie above `shared_edge`, the 99.9 % chance quantile of the largest one
-        (beyond the i + j - d that any two subspaces share). `ambiguous_a` and `ambiguous_b`
+        (beyond the i + j - d that any two subspaces share). Modules bear A's names; notes say
+        how others were matched, and q and k whose rows stand in Meta's rotary order on one
+        side only have no row for the output side. `ambiguous_a` and `ambiguous_b`
         list the cuts inside a block of equal singular values, where φ means nothing. An
         update that is zero has rank 0 and undefined numbers.
 
@@ -158,9 +162,10 @@ def similarity(
         for s in (a, b)
     )
     set_a, set_b = split_alike(set_a, set_b)
-    shared = _shared(set_a, set_b)
+    pairing = paired(set_a, set_b)
+    shared = list(pairing.partners)
     rows, failures = map_modules(
-        shared, lambda module: _rows(module, set_a, set_b, options), progress=progress
+        shared, lambda module: _rows(module, pairing, set_a, set_b, options), progress=progress
     )
     table, names = _table(rows), short_names(set_a, set_b)
     return SimilarityResult(
@@ -180,32 +185,23 @@ def similarity(
             },
             options.device,
         ),
-        notes=tuple(_notes(set_a, set_b, names, vectors, table)),
+        notes=(*pairing.notes, *_notes(set_a, set_b, names, vectors, table)),
         failures=tuple(failures),
         names=names,
-        unmatched_a=tuple(name for name in set_a.names if name not in set_b),
-        unmatched_b=tuple(name for name in set_b.names if name not in set_a),
+        unmatched_a=pairing.unmatched_a,
+        unmatched_b=pairing.unmatched_b,
         random=_random_control(table, seed),
     )
 
 
-def _shared(a: UpdateSet, b: UpdateSet) -> list[str]:
-    theirs = set(b.names)
-    shared = [name for name in a.names if name in theirs]
-    if not shared:
-        raise SourceError(
-            "the two sources have no module in common",
-            where=f"{a.source} and {b.source}",
-            expected="updates of the same modules of one model",
-            got=f"{', '.join(a.names[:2])} … and {', '.join(b.names[:2])} …",
-            fix="look at both with rankscope info --modules",
-        )
-    return shared
-
-
-def _rows(module: str, a: UpdateSet, b: UpdateSet, options: _Options) -> list[dict[str, Any]]:
+def _rows(
+    module: str, pairing: Pairing, a: UpdateSet, b: UpdateSet, options: _Options
+) -> list[dict[str, Any]]:
     site = a.site(module)
-    updates = [s[module].to(options.device) for s in (a, b)]
+    if module in pairing.reordered:
+        options = _input_side(module, options)
+    names = (module, pairing.partners[module])
+    updates = [s[name].to(options.device) for s, name in zip((a, b), names, strict=True)]
     _check_shapes(module, updates, options)
     one, two = (
         _directions(update, options, limit)
@@ -213,6 +209,18 @@ def _rows(module: str, a: UpdateSet, b: UpdateSet, options: _Options) -> list[di
     )
     named = {"module": module, "layer": site.layer, "kind": site.kind, "expert": site.expert}
     return [named | _compare(side, one[side], two[side], options.seed) for side in options.sides]
+
+
+def _input_side(module: str, options: _Options) -> _Options:
+    if "right" not in options.sides:
+        raise UpdateError(
+            "the rows of the two updates stand in different orders",
+            where=module,
+            expected="both as Hugging Face stores them",
+            got="one of them in Meta's rotary order, as llama.cpp and torchtune have it",
+            fix="give a base that tells its heads (--base), or compare the input side",
+        )
+    return replace(options, sides=("right",))
 
 
 def _directions(update: Update, options: _Options, limit: int | None) -> dict[Side, _Directions]:

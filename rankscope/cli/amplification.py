@@ -17,8 +17,14 @@ from rankscope.cli.output import check_outputs, deliver
 
 @click.command("amplification")
 @click.argument("source")
-@click.option("-k", "ks", type=click.IntRange(1), multiple=True, metavar="K",
-              help="How many leading directions; repeatable, 4 unless given.")
+@click.option(
+    "-k",
+    "ks",
+    type=click.IntRange(1),
+    multiple=True,
+    metavar="K",
+    help="How many leading directions; repeatable, 4 unless given.",
+)
 @click.option("--cache", metavar="DIR", help="Keep the base's decompositions in DIR.")
 @click.option("--seed", default=0, show_default=True, help="Of the random directions.")
 @base_options

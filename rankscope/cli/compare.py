@@ -17,11 +17,20 @@ from rankscope.cli.output import check_outputs, deliver
 
 @click.command("compare")
 @click.argument("sources", nargs=-1, required=True, metavar="[NAME=]SOURCE…")
-@click.option("-k", "k", type=click.IntRange(1), metavar="K",
-              help="The most directions of each; all unless given, 64 of a full fine-tune.")
-@click.option("--measure", metavar="M,M", help="phi, cosine, containment, mean_cosine, cka, or a "
-              "distance: geodesic, chordal, projection, procrustes, spectral, asimov, "
-              "binet_cauchy, fubini_study, martin. The first three unless given.")
+@click.option(
+    "-k",
+    "k",
+    type=click.IntRange(1),
+    metavar="K",
+    help="The most directions of each; all unless given, 64 of a full fine-tune.",
+)
+@click.option(
+    "--measure",
+    metavar="M,M",
+    help="phi, cosine, containment, mean_cosine, cka, or a "
+    "distance: geodesic, chordal, projection, procrustes, spectral, asimov, "
+    "binet_cauchy, fubini_study, martin. The first three unless given.",
+)
 @base_options
 @selection_options
 @device_option

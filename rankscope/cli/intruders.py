@@ -17,10 +17,22 @@ from rankscope.cli.output import check_outputs, deliver
 
 @click.command("intruders")
 @click.argument("source")
-@click.option("-k", "ks", type=click.IntRange(1), multiple=True, metavar="K",
-              help="How many leading directions of W + ΔW; repeatable, 10 unless given.")
-@click.option("--epsilon", "epsilons", type=float, multiple=True, metavar="E",
-              help="A cosine below which a direction is new; repeatable, 0.5 unless given.")
+@click.option(
+    "-k",
+    "ks",
+    type=click.IntRange(1),
+    multiple=True,
+    metavar="K",
+    help="How many leading directions of W + ΔW; repeatable, 10 unless given.",
+)
+@click.option(
+    "--epsilon",
+    "epsilons",
+    type=float,
+    multiple=True,
+    metavar="E",
+    help="A cosine below which a direction is new; repeatable, 0.5 unless given.",
+)
 @click.option("--cache", metavar="DIR", help="Keep the base's decompositions in DIR.")
 @base_options
 @selection_options

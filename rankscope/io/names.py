@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 __all__ = [
     "FLAT_PREFIXES",
     "KINDS",
+    "TOWER",
     "bare_name",
-    "base_name",
     "expert_number",
     "expert_of",
     "experts_transposed",
@@ -61,7 +61,8 @@ _FLAT_KINDS = [(kind, re.compile(rf"_(?:{_flattened(names)})$")) for kind, names
 # What the slice of a fused projection, and of a head, is called behind the projection's name.
 _SLICE = re.compile(r"(\.(q|k|v|gate|up))?(\[head \d+\])?$")
 _EXPERT = re.compile(r"(?:^|[._])experts\.(\d+)\.|\[(\d+)\](?:\.\w+)?$")
-_TOWER = re.compile(r"(vision|visual|text|audio|image|speech)(_|$)|(en|de)coder$|unet$")
+# Segments of paths that lead to one model of several.
+TOWER = re.compile(r"(vision|visual|text|audio|image|speech)(_|$)|(en|de)coder$|unet$")
 _WRAPPER = re.compile(r"\.(base_layer|original_module|token_adapter)(?=\.|$)")
 _CONV1D = re.compile(r"(.*\.)?(c_attn|c_proj|c_fc|q_attn)(\.weight)?$")
 
@@ -137,36 +138,6 @@ def bare_name(name: str) -> str:
     'h.0.q.weight'
     """
     return _WRAPPER.sub("", name.removeprefix("base_model.model."))
-
-
-def base_name(module: str, names: Iterable[str]) -> str | None:
-    """Return which of a base's tensor names is a module's weight; None if it is not certain.
-
-    The module's own name is best; else the one path in the same layer that ends with the
-    other, as where an adapter was saved from an inner or outer model. One tower of a model of
-    several is not the whole: ``vision_model.layers.0.q`` is not ``layers.0.q``.
-
-    Examples
-    --------
-    >>> base_name("h.0.q", ["model.h.0.q.weight", "model.h.1.q.weight"])
-    'model.h.0.q.weight'
-    """
-    stored = {bare_name(name): name for name in names}
-    wanted = f"{module}.weight"
-    exact = stored.get(wanted) or stored.get(module)
-    if exact is not None:
-        return exact
-    layer = layer_of(module)
-    found = [n for n in stored if layer_of(n) == layer and _one_ends_the_other(n, wanted)]
-    return stored[found[0]] if len(found) == 1 else None
-
-
-def _one_ends_the_other(one: str, other: str) -> bool:
-    short, long = sorted((one, other), key=len)
-    if not long.endswith(f".{short}"):
-        return False
-    before = long.removesuffix(f".{short}").split(".")
-    return not any(_TOWER.match(segment) for segment in before)
 
 
 def stored_transposed(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:

@@ -9,8 +9,10 @@ from functools import cached_property
 from rankscope.errors import SourceError
 from rankscope.io.adapters.family import Reading
 from rankscope.io.containers.aligned import Aligned, common_names, is_stack
+from rankscope.io.matching import Matching, match
 from rankscope.io.names import expert_of, experts_transposed, natural_key, stored_transposed
 from rankscope.io.recipes import Difference, Stored
+from rankscope.io.rotary import alike, row_order
 from rankscope.io.tensors import TensorStore
 from rankscope.io.updateset import Site
 
@@ -33,8 +35,9 @@ class Pair:
     """A tuned checkpoint and its base, under the tuned one's names.
 
     Convolutions become matrices, stacks of experts one matrix each; where the base's names
-    lack a prefix or have one more, all of them are rewritten; vocabularies of different
-    sizes are cut to the rows that both have.
+    lack a prefix or have one more, all of them are rewritten, and where another library named
+    its tensors, they are looked up; vocabularies of different sizes are cut to the rows that
+    both have.
 
     Attributes
     ----------
@@ -45,8 +48,16 @@ class Pair:
     """
 
     def __init__(self, tuned: TensorStore, base: TensorStore) -> None:
-        names = common_names(tuned, base)
-        one, other = Aligned(tuned), Aligned(base, names)
+        prefix = common_names(tuned, base)
+        one, other = Aligned(tuned), Aligned(base, prefix)
+        self._matching = _matched(one, other)
+        names = {found.b: found.a for found in self._matching.pairs.values()}
+        self._reordered = [
+            found.a
+            for found in self._matching.pairs.values()
+            if not alike(found.a, row_order(one, found.a), found.b, row_order(other, found.b))
+        ]
+        other = Aligned(base, prefix, names=names)
         self._whole = (one, other)
         rows = {
             name: min(one.tensors[name].shape[0], other.tensors[name].shape[0])
@@ -54,8 +65,8 @@ class Pair:
             if _VOCABULARY.search(name) and _differ_in_rows(one, other, name)
         }
         self.tuned = Aligned(tuned, rows=rows)
-        self.base = Aligned(base, names, rows=rows)
-        self.weights = Aligned(base, names, rows=rows, stacked=True)
+        self.base = Aligned(base, prefix, rows, names)
+        self.weights = Aligned(base, prefix, rows, names, stacked=True)
 
     def reading(self) -> Reading:
         """Return one site per floating-point matrix that both hold in one shape.
@@ -76,7 +87,13 @@ class Pair:
                 got=f"{len(self.tuned.tensors)} and {len(self.base.tensors)} tensors, none shared",
                 fix="pass the base that this checkpoint was tuned from",
             )
-        notes = (*_notes(self.tuned), *self._rows_left_out(), *self._differences(), *self._tied())
+        notes = (
+            *_notes(self.tuned),
+            *self._matching.notes(),
+            *self._rows_left_out(),
+            *self._differences(),
+            *self._tied(),
+        )
         return _reading("pair", self.tuned, self.base, self._shared, notes)
 
     @cached_property
@@ -86,6 +103,7 @@ class Pair:
             name
             for name in ours
             if name in theirs
+            and name not in self._reordered
             and _is_matrix(self.tuned, name)
             and _is_matrix(self.base, name)
             and ours[name].shape == theirs[name].shape
@@ -101,6 +119,7 @@ class Pair:
     def _differences(self) -> Iterator[str]:
         ours, theirs = self.tuned.tensors, self.base.tensors
         groups = {
+            "q and k, with their rows in Meta's rotary order on one side only": self._reordered,
             "only in the tuned checkpoint": [n for n in ours if n not in theirs],
             "only in the base": [n for n in theirs if n not in ours],
             "of another shape than in the base": [
@@ -112,6 +131,14 @@ class Pair:
     def _tied(self) -> Iterator[str]:
         yield from _heads_tied_in("the base", self.base, self.tuned)
         yield from _heads_tied_in("the tuned checkpoint", self.tuned, self.base)
+
+
+def _matched(tuned: Aligned, base: Aligned) -> Matching:
+    shapes = ({n: info.shape for n, info in store.tensors.items()} for store in (tuned, base))
+    matching = match(*shapes)
+    # A vocabulary may have grown; which of its rows count is decided by the names then.
+    matching.pairs |= {n: m for n, m in matching.mismatches.items() if _VOCABULARY.search(n)}
+    return matching
 
 
 def _heads_tied_in(side: str, lacks: TensorStore, has: TensorStore) -> Iterator[str]:
@@ -192,6 +219,7 @@ def _site(store: TensorStore, base: TensorStore | None, name: str, transposed: b
         scale=None,
         dtype=info.dtype if base is None else _coarser(info.dtype, base.tensors[name].dtype),
         recipe=recipe,
+        row_order=row_order(store, name),
     )
 
 

@@ -24,6 +24,7 @@ from rankscope.io.memory import live_model_config, store_of
 from rankscope.io.model_config import ModelConfig, read_model_config
 from rankscope.io.pairs import Pair, read_checkpoint
 from rankscope.io.quantized import dequantised, dequantised_in_memory
+from rankscope.io.rotary import in_halves
 from rankscope.io.tensors import TensorStore, open_store
 from rankscope.io.updateset import UpdateSet
 
@@ -75,7 +76,7 @@ def open_source(source: Source) -> Opened:
     store = cleaned(store)
     family = next((f for f in FAMILIES if f.recognises(store.tensors)), None)
     if family is None:
-        store = dequantised(store, folder)
+        store = in_halves(dequantised(store, folder))
     elif _holds_its_base(store):
         store = dequantised_in_memory(store)
     told = None if config is None else config_path

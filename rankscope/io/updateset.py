@@ -43,6 +43,10 @@ class Site:
         Of the stored numbers.
     recipe : Recipe
         How its numbers are read.
+    row_order : str
+        How the rows of q and k stand: ``halves`` if in Hugging Face's order, ``rotary`` in
+        Meta's, ``unknown`` where the source should tell and does not; else empty, as the name
+        says.
     whole : Site or None
         The fused projection that this is a slice of, or the projection that this is a head of.
     block : Block or None
@@ -55,6 +59,7 @@ class Site:
     scale: float | None
     dtype: str
     recipe: Recipe
+    row_order: str = ""
     whole: Site | None = None
     block: Block | None = None
 

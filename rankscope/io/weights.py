@@ -16,10 +16,13 @@ from rankscope.io.fused_layouts import (
     layout_of,
     split_names,
 )
+from rankscope.io.matching import base_name, catalogue
 from rankscope.io.model_config import ModelConfig
-from rankscope.io.names import base_name, expert_of, experts_transposed, stored_transposed
+from rankscope.io.names import expert_of, experts_transposed, stored_transposed
 from rankscope.io.recipes import Difference
+from rankscope.io.rotary import alike, row_order
 from rankscope.io.tensors import TensorStore
+from rankscope.io.tied import tied_embedding
 
 if TYPE_CHECKING:
     from rankscope.io.updateset import Site
@@ -71,7 +74,7 @@ class BaseWeights:
         return {name: info.shape for name, info in self.store.tensors.items()}
 
     def _found(self, site: Site) -> Tensor | None:
-        own = self._read(canonical_slice(site.module), site.shape)
+        own = self._read(canonical_slice(site.module), site.shape, site.row_order)
         if own is not None:
             return own
         if site.whole is not None and site.block is not None:
@@ -109,16 +112,18 @@ class BaseWeights:
         _check(block.shape(shape), site.shape, f"{self.store.label}, {part} in {fused!r}")
         return block.take(whole)
 
-    def _read(self, module: str, shape: tuple[int | None, int]) -> Tensor | None:
+    def _read(self, module: str, shape: tuple[int | None, int], order: str = "") -> Tensor | None:
         """Return a module's own weight as (out, in), None where the base has none of its name.
 
-        `shape` is (out, in), out None where any number of rows will do.
+        `shape` is (out, in), out None where any number of rows will do; `order` that of its rows.
         """
-        name, expert = expert_of(module)
-        stored = base_name(name, self.store.tensors)
-        if stored is None:
+        found = catalogue(self.store.tensors).expert(module)
+        tied = tied_embedding(self.store, module) if found is None else None
+        if found is None and tied is None:
             return None
+        stored, expert = found or (str(tied), None)
         where = f"{self.store.label}, tensor {stored!r}"
+        _check_order(alike(module, order, stored, row_order(self.store, stored)), where)
         self._check_plain(stored, where)
         tensor = self.store.read(stored)
         if expert is not None and tensor.ndim == 3 and expert < len(tensor):
@@ -147,6 +152,17 @@ class BaseWeights:
                 got=f"{dtype}, whose scales are stored apart",
                 fix="give the whole checkpoint with its config.json, or one in half precision",
             )
+
+
+def _check_order(alike_: bool, where: str) -> None:
+    if not alike_:
+        raise SourceError(
+            "the rows of the base weight stand in another order than the update's",
+            where=where,
+            expected="both as Hugging Face stores them",
+            got="one of them in Meta's rotary order, as llama.cpp and torchtune have it",
+            fix="give a base that tells its heads: a GGUF file, or a folder with config.json",
+        )
 
 
 def _fits(have: tuple[int, ...], want: tuple[int | None, int]) -> bool:

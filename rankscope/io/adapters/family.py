@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rankscope.errors import AdapterError, BaseNeededError
-from rankscope.io.names import base_name
+from rankscope.io.matching import base_name
 from rankscope.io.recipes import Factors, Formula, Weight
+from rankscope.io.rotary import alike, product_in_halves, row_order
 from rankscope.io.tensors import TensorInfo, TensorStore
 from rankscope.io.updateset import Site
 from rankscope.updates import Update
 
-__all__ = ["Context", "Family", "Reading", "factored_site", "formula_site", "scale_of"]
+__all__ = ["Context", "Family", "Reading", "factored_site", "formula_site", "in_order", "scale_of"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,14 @@ class Context:
                 expected="the base weights, with a tensor for this module",
                 got="no base" if self.base is None else f"{self.base.label} without it",
                 fix="give the base it was trained on: --base, or base= in Python",
+            )
+        if not alike(module, "", name, row_order(self.base, name)):
+            raise AdapterError(
+                "the rows of a base weight stand in another order than the update's",
+                where=f"{self.base.label}, tensor {name!r}",
+                expected="Hugging Face's order",
+                got="Meta's rotary order, as llama.cpp and torchtune have it",
+                fix="give the base as a Hugging Face checkpoint, or as a whole GGUF file",
             )
         return Weight(self.base, name)
 
@@ -128,6 +137,21 @@ def formula_site(
         dtype=store.tensors[next(iter(tensors.values()))].dtype,
         recipe=Formula(store, function, tensors, options, weight),
     )
+
+
+def in_order(site: Site, tensors: Mapping[str, str], order: tuple[str, int | None]) -> Site:
+    """Return the site of a product with its rows put right, or marked as they are.
+
+    `tensors` are the names of ``up`` and ``down``, `order` what `rankscope.io.rotary` says of
+    them: the order, and the heads where they tell how to put them right.
+    """
+    name, heads = order
+    marked = replace(site, row_order=name)
+    if heads is None or not isinstance(site.recipe, Factors):
+        return marked
+    options = {"heads": heads} | ({} if site.scale is None else {"scale": site.scale})
+    recipe = Formula(site.recipe.store, product_in_halves, tensors, options)
+    return replace(marked, recipe=recipe)
 
 
 def factored_site(

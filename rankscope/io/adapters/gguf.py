@@ -19,9 +19,11 @@ from rankscope.io.adapters.family import (
     Reading,
     factored_site,
     formula_site,
+    in_order,
     scale_of,
 )
 from rankscope.io.adapters.mlx import expert
+from rankscope.io.rotary import by_halves
 from rankscope.io.tensors import TensorInfo, TensorStore
 from rankscope.io.updateset import Site
 from rankscope.updates import FactoredUpdate
@@ -34,6 +36,10 @@ _ALPHA = "adapter.lora.alpha"
 _CONVERTED = (
     "llama.cpp's converter keeps lora_alpha alone: where the adapter was trained with rslora or "
     "per-module patterns, this file's update is another than the original's"
+)
+_PAIRED = (
+    "the rows of q and k are in llama.cpp's order: a base that tells its heads (--base) lets them "
+    "be put in Hugging Face's"
 )
 
 
@@ -67,10 +73,11 @@ def _read(context: Context) -> Reading:
         if match := _KEY.match(name):
             modules.setdefault(match["module"], {})[match["part"]] = name
     alpha = _alpha(context)
-    sites = [s for module, own in modules.items() for s in _sites(store, module, own, alpha)]
+    sites = [s for module, own in modules.items() for s in _sites(context, module, own, alpha)]
     read = {name for own in modules.values() for name in own.values()}
     unread = tuple(name for name in store.tensors if name not in read)
-    return Reading(FAMILY.name, tuple(sites), unread, (_CONVERTED,))
+    reordered = any(site.row_order in ("rotary", "unknown") for site in sites)
+    return Reading(FAMILY.name, tuple(sites), unread, (_CONVERTED, *[_PAIRED] * reordered))
 
 
 def _check_kind(store: TensorStore) -> None:
@@ -104,7 +111,8 @@ def _alpha(context: Context) -> float:
     return alpha
 
 
-def _sites(store: TensorStore, module: str, own: Mapping[str, str], alpha: float) -> list[Site]:
+def _sites(context: Context, module: str, own: Mapping[str, str], alpha: float) -> list[Site]:
+    store = context.store
     a, b = (store.tensors[own[part]].shape if part in own else () for part in ("a", "b"))
     if len(a) not in (2, 3) or len(b) != len(a) or 0 in (*a, *b):
         raise _unfit(store, module, own)
@@ -112,7 +120,7 @@ def _sites(store: TensorStore, module: str, own: Mapping[str, str], alpha: float
     if len(a) == 3:
         return _experts(store, module, own, scale)
     if module != _EMBEDDING:
-        return [factored_site(store, module, own["b"], own["a"], scale)]
+        return [_linear(context, module, own, scale)]
     if a[1] != b[1]:
         raise _unfit(store, module, own)
     return [
@@ -121,6 +129,13 @@ def _sites(store: TensorStore, module: str, own: Mapping[str, str], alpha: float
             shape=(a[0], b[0]), rank=b[1], scale=scale,
         )
     ]  # fmt: skip
+
+
+def _linear(context: Context, module: str, own: Mapping[str, str], scale: float) -> Site:
+    store, up, down = context.store, own["b"], own["a"]
+    site = factored_site(store, module, up, down, scale)
+    order = by_halves(module, site.shape[0], store, context.base)
+    return in_order(site, {"up": up, "down": down}, order)
 
 
 def _experts(store: TensorStore, module: str, own: Mapping[str, str], scale: float) -> list[Site]:

@@ -10,14 +10,15 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rankscope.errors import AdapterError
 from rankscope.io.adapters.family import Context, Family, Reading, factored_site, formula_site
 from rankscope.io.adapters.lycoris import METHODS, Draft, draft_of
 from rankscope.io.adapters.lycoris_parts import Parts
-from rankscope.io.names import FLAT_PREFIXES, bare_name, base_name
+from rankscope.io.matching import base_name, catalogue
+from rankscope.io.names import FLAT_PREFIXES, bare_name
 from rankscope.io.recipes import Weight
 from rankscope.io.tensors import TensorInfo, TensorStore
 from rankscope.io.updateset import Site
@@ -36,22 +37,6 @@ _TELLING = re.compile(r"lora_(down|up)\.weight|hada_w|lokr_w|oft_blocks|on_input
 _PREFIXED = re.compile(
     rf"({'|'.join(FLAT_PREFIXES)})[^.]+\.(diff|diff_b|w_norm|b_norm|[ab][12]\.weight)$"
 )
-# What checkpoints and pipelines put before the path that the trainer saw.
-_ROOTS: Mapping[str, tuple[str, ...]] = {
-    "lora_unet_": ("model.diffusion_model.", "diffusion_model.", "unet.", "transformer."),
-    "oft_unet_": ("model.diffusion_model.", "diffusion_model.", "unet."),
-    "lora_te_": ("text_encoder.", "cond_stage_model.transformer."),
-    "lora_te1_": (
-        "text_encoder.",
-        "conditioner.embedders.0.transformer.",
-        "text_encoders.clip_l.transformer.",
-    ),
-    "lora_te2_": ("text_encoder_2.", "text_encoders.clip_g.transformer."),
-    # T5, which is the third encoder of SD3 and the second of FLUX.
-    "lora_te3_": ("text_encoder_3.", "text_encoder_2.", "text_encoders.t5xxl.transformer."),
-    "lora_prior_unet_": ("prior.",),
-    "lora_prior_te_": ("text_encoder.",),
-}
 _SPLIT_QKV = (
     "trained with split_qkv, which keeps the alpha of one part: of fused q, k, v every program "
     "applies 1/3 of the trained update (of single_blocks linear1 1/4), as the numbers here do"
@@ -169,34 +154,18 @@ def _base_names(context: Context, drafts: Mapping[str, Draft]) -> dict[str, str]
     """Return the base tensor of every module that has one of its flat name and shape."""
     if context.base is None:
         return {}
-    known = context.base.tensors
-    index = _index(context.base, _prefixes(drafts))
-    names = {}
+    known, names = context.base.tensors, {}
+    matrices = catalogue(n for n, i in known.items() if n.endswith(".weight") and len(i.shape) > 1)
     for module, draft in drafts.items():
-        found = [name for name in index.get(module, ()) if draft.fits(known[name].shape)]
+        if "." in module:
+            continue
+        found = matrices.candidates(module, lambda name: draft.fits(known[name].shape))  # noqa: B023
         if len(found) > 1:
             raise _ambiguous(context, module, found)
         if found:
             names[module] = found[0]
     _check_distinct(context, names)
     return names
-
-
-def _prefixes(modules: Collection[str]) -> list[str]:
-    return [prefix for prefix in FLAT_PREFIXES if any(m.startswith(prefix) for m in modules)]
-
-
-def _index(base: TensorStore, prefixes: Iterable[str]) -> dict[str, list[str]]:
-    """Return the base's matrices by the flat name that each prefix gives them."""
-    index: dict[str, dict[str, None]] = {}
-    matrices = [n for n, i in base.tensors.items() if n.endswith(".weight") and len(i.shape) > 1]
-    for prefix in prefixes:
-        for name in matrices:
-            path = _path(name)
-            for root in ("", *_ROOTS.get(prefix, ())):
-                flat = prefix + path.removeprefix(root).replace(".", "_")
-                index.setdefault(flat, {})[name] = None
-    return {flat: list(names) for flat, names in index.items()}
 
 
 def _ambiguous(context: Context, module: str, names: list[str]) -> AdapterError:

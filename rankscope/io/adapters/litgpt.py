@@ -20,7 +20,7 @@ from rankscope.io.adapters.family import (
     scale_of,
 )
 from rankscope.io.adapters.loralib import complete, merged_linear, paired
-from rankscope.io.names import base_name
+from rankscope.io.matching import base_name
 from rankscope.io.tensors import TensorInfo
 from rankscope.io.updateset import Site
 

@@ -25,7 +25,8 @@ from rankscope.io.adapters.family import (
     formula_site,
     scale_of,
 )
-from rankscope.io.names import bare_name, base_name, kind_of
+from rankscope.io.matching import base_name
+from rankscope.io.names import bare_name, kind_of
 from rankscope.io.tensors import TensorInfo, TensorStore
 from rankscope.io.updateset import Site
 from rankscope.updates import DenseUpdate, FactoredUpdate, Update

@@ -14,7 +14,8 @@ from rankscope.io.adapters.family import factored_site, formula_site
 from rankscope.io.adapters.peft_experts import expert_sites, is_expert
 from rankscope.io.adapters.peft_job import Job
 from rankscope.io.adapters.peft_keys import Part
-from rankscope.io.names import base_name, kind_of
+from rankscope.io.matching import base_name
+from rankscope.io.names import kind_of
 from rankscope.io.updateset import Site
 from rankscope.updates import Update
 

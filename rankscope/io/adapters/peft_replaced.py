@@ -12,8 +12,10 @@ from rankscope.io.adapters import peft_formulas as formulas
 from rankscope.io.adapters.family import formula_site
 from rankscope.io.adapters.peft_job import Job
 from rankscope.io.adapters.peft_keys import Part
-from rankscope.io.names import base_name, stored_transposed
+from rankscope.io.matching import base_name
+from rankscope.io.names import stored_transposed
 from rankscope.io.recipes import Weight
+from rankscope.io.rotary import alike, row_order
 from rankscope.io.updateset import Site
 
 __all__ = ["replaced_sites", "token_sites"]
@@ -77,6 +79,8 @@ def _replaced(job: Job, module: str, name: str) -> Site | None:
         return None
     info = base.tensors[stored]
     if not info.floating or len(shape) < 2 or info.shape[1:] != shape[1:]:
+        return None
+    if not alike(module, "", stored, row_order(base, stored)):
         return None
     transposed = len(shape) == 2 and stored_transposed(stored, job.base_shapes)
     if info.shape != shape:

@@ -35,6 +35,8 @@ class Aligned(Lens):
         What every name loses at its front, and what it gets instead.
     rows : mapping, optional
         How many of the first rows count, by the new name.
+    names : mapping, optional
+        What single tensors are called instead, by the name that they have by then.
     stacked : bool
         Whether stacks of experts stay whole.
     """
@@ -44,12 +46,14 @@ class Aligned(Lens):
         store: TensorStore,
         prefix: Prefix = _SAME,
         rows: Mapping[str, int] | None = None,
+        names: Mapping[str, str] | None = None,
         *,
         stacked: bool = False,
     ) -> None:
         super().__init__(store)
         self.prefix = prefix
         self.rows = rows or {}
+        self.names = names or {}
         self.stacked = stacked
 
     @cached_property
@@ -60,11 +64,13 @@ class Aligned(Lens):
             name = _renamed(stored, self.prefix)
             if not is_stack(name, info):
                 flat = len(info.shape) > 2 and name.endswith(".weight") and info.floating
+                name = self.names.get(name, name)
                 parts[name] = Part(stored, rows=self.rows.get(name), flat=flat)
             elif self.stacked:
                 parts[name] = Part(stored)
             else:
-                parts |= {f"{name}[{e}]": Part(stored, index=e) for e in range(info.shape[0])}
+                experts = {f"{name}[{e}]": e for e in range(info.shape[0])}
+                parts |= {self.names.get(n, n): Part(stored, index=e) for n, e in experts.items()}
         return parts
 
 
