@@ -32,8 +32,8 @@ _SPLITS = ("auto", "none", "heads")
 _FUSED_LEFT = "{} fused projections stay whole ({}): {}"
 _HEADS_LEFT = "{} projections are not split by head ({}): {}"
 _CROSSING = (
-    "the adapter leaves out one run of rows (enable_lora), but here q, k and v lie together head by "
-    "head: of some heads nothing is updated, of the others k too"
+    "the adapter leaves out one run of rows (enable_lora), but here q, k and v lie together head "
+    "by head: of some heads nothing is updated, of the others k too"
 )
 _NO_HEADS = "no config.json beside the base tells the number of heads"
 
