@@ -65,12 +65,13 @@ def info(
     said: dict[str, Any] = {}
     notes: list[str] = []
     inputs: list[dict[str, Any]] = []
+    opened_base = None if base is None else open_source(base)
     for source in sources:
         opened = open_source(source)
-        if opened.family is None and base is None:
-            updates = open_weights(source)
+        if opened.family is None and opened_base is None:
+            updates = open_weights(opened)
         else:
-            updates = open_updates(source, base, alpha=alpha)
+            updates = open_updates(opened, opened_base, alpha=alpha)
         rows.append(_row(opened, updates))
         listed += [_module(site, updates) for site in updates.sites]
         said[opened.label] = {

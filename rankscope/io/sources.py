@@ -18,7 +18,7 @@ from rankscope.io.adapters.family import Context, Family, Reading
 from rankscope.io.containers.folder import locate
 from rankscope.io.containers.gguf_file import check_no_stacks
 from rankscope.io.containers.lens import cleaned
-from rankscope.io.hub import PREFIX, download
+from rankscope.io.hub import PREFIX, open_address, origin
 from rankscope.io.memory import store_of
 from rankscope.io.pairs import Pair, read_checkpoint
 from rankscope.io.quantized import dequantised, dequantised_in_memory
@@ -47,19 +47,22 @@ class Opened:
         return self.store.label
 
 
-def open_source(source: Source) -> Opened:
+def open_source(source: Source | Opened) -> Opened:
     """Return the tensors of a source and what family of adapters they are, if any.
+
+    What is open already is returned as it is.
 
     Raises
     ------
     SourceError, AdapterError
         If it cannot be read.
     """
+    if isinstance(source, Opened):
+        return source
     if isinstance(source, str | os.PathLike):
-        path = _locate(source)
-        store: TensorStore = open_store(path)
-        config_path = path.parent / "adapter_config.json"
-        config = _read_config(config_path)
+        store, folder = _open_place(os.fspath(source))
+        config_path = None if folder is None else folder / "adapter_config.json"
+        config = None if config_path is None else _read_config(config_path)
     else:
         store, config = store_of(source)
         config_path = None
@@ -73,7 +76,10 @@ def open_source(source: Source) -> Opened:
 
 
 def open_updates(
-    source: Source | UpdateSet, base: Source | None = None, *, alpha: float | None = None
+    source: Source | Opened | UpdateSet,
+    base: Source | Opened | None = None,
+    *,
+    alpha: float | None = None,
 ) -> UpdateSet:
     """Open the weight updates of a source; headers are read now, numbers when asked.
 
@@ -128,7 +134,7 @@ def open_updates(
     )
 
 
-def open_weights(source: Source) -> UpdateSet:
+def open_weights(source: Source | Opened) -> UpdateSet:
     """Open the matrices of a checkpoint as if each were an update: W itself in place of ΔW.
 
     Raises
@@ -141,7 +147,7 @@ def open_weights(source: Source) -> UpdateSet:
     return _update_set(opened, read_checkpoint(opened.store), None)
 
 
-def _as_opened(updates: UpdateSet, base: Source | None, alpha: float | None) -> UpdateSet:
+def _as_opened(updates: UpdateSet, base: Source | Opened | None, alpha: float | None) -> UpdateSet:
     """Return an open set, unless what it was opened with is to change now."""
     if base is not None or (alpha is not None and alpha != updates.alpha):
         raise SourceError(
@@ -192,7 +198,7 @@ def _inputs(opened: Opened, stores: list[TensorStore]) -> tuple[dict[str, Any], 
         size, digest = opened.config_path.stat().st_size, _content_hash(opened.config_path)
         record = {"path": str(opened.config_path), "bytes": size, "sha256": digest}
         files.append(record | {"content_sha256": digest})
-    return tuple(files)
+    return tuple(file | origin(file["path"]) for file in files)
 
 
 def _content_hash(path: Path) -> str:
@@ -200,7 +206,7 @@ def _content_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _base_store(opened: Opened, base: Source | None) -> TensorStore | None:
+def _base_store(opened: Opened, base: Source | Opened | None) -> TensorStore | None:
     if base is not None:
         return open_source(base).store
     own = opened.family is not None and _holds_its_base(opened.store)
@@ -216,12 +222,12 @@ def _shown(store: TensorStore) -> str:
     return f"{len(names)} tensors such as {', '.join(names[:3])}"
 
 
-def _locate(source: str | os.PathLike[str]) -> Path:
-    """Return the one file of tensors that a path means."""
-    text = os.fspath(source)
-    if text.startswith(PREFIX):
-        return download(text)
-    return locate(Path(text).expanduser())
+def _open_place(place: str) -> tuple[TensorStore, Path | None]:
+    """Return the tensors that a path or an address means, and the folder that they are in."""
+    if place.startswith(PREFIX):
+        return open_address(place)
+    path = locate(Path(place).expanduser())
+    return open_store(path), path.parent
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:
