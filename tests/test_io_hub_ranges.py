@@ -63,7 +63,7 @@ class Server:
                 served.handle(self)
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, args=[0.02], daemon=True).start()
         self.url = f"http://127.0.0.1:{self.http.server_port}"
 
     def handle(self, request):
@@ -249,6 +249,17 @@ def test_a_missing_shard_is_named(server, base):
     with pytest.raises(SourceError, match="a shard of the checkpoint is missing") as caught:
         open_source("hf://org/base")
     assert "00002" in caught.value.expected
+
+
+def test_all_parts_of_a_split_gguf_come_whole(server, tmp_path):
+    from test_io_gguf import TENSORS, split
+
+    parts = split(tmp_path / "gguf")
+    server.files["base"] = {f"q8/{part.name}": part.read_bytes() for part in parts}
+    server.files["base"]["q8/m-00001-of-00009.gguf"] = b"GGUF"
+    store = open_source(f"hf://org/base/q8/{parts[1].name}").store
+    assert set(store.tensors) == set(TENSORS)
+    assert not server.count("of-00009")
 
 
 def test_a_quantised_base_comes_with_its_configuration(server):

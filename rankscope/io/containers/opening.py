@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rankscope.errors import SourceError, os_reason
 from rankscope.io.containers.arrays import ArraysFile
-from rankscope.io.containers.gguf_file import GGUFFile
+from rankscope.io.containers.gguf_split import open_gguf
 from rankscope.io.containers.safetensors_file import SafetensorsFile
 from rankscope.io.containers.sharded import INDEX_SUFFIXES, Sharded
 from rankscope.io.containers.store import TensorStore, check_names, printable
@@ -74,7 +74,7 @@ def _container(path: Path, head: bytes) -> TensorStore:
     if head[8:9] == b"{":
         return SafetensorsFile(path)
     if head[:4] == b"GGUF":
-        return GGUFFile(path)
+        return open_gguf(path)
     if head[:2] == b"PK" and _holds_arrays(path):
         return ArraysFile(path)
     if head[:2] == b"PK" or head[:1] == b"\x80":

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from rankscope.io.containers.gguf_split import part_names
 from rankscope.io.containers.opening import open_store
 from rankscope.io.containers.safetensors_file import SafetensorsFile
 from rankscope.io.containers.sharded import INDEX_SUFFIXES, Sharded
@@ -60,15 +61,13 @@ def _opened(snapshot: Snapshot, file: RemoteFile) -> TensorStore:
     if _stays(snapshot, file):
         return open_remote(file)
     path = _fetched(snapshot, file)
-    if not file.name.endswith(INDEX_SUFFIXES):
-        return open_store(path)
     if file.name.endswith(INDEX_SUFFIXES[0]) and not snapshot.offline:
         return Sharded(path, _Shards(snapshot, PurePosixPath(file.name).parent))
-    for shard in _named_in(path):
-        name = str(PurePosixPath(file.name).parent / shard)
+    for part in _others(path):
+        name = str(PurePosixPath(file.name).parent / part)
         if name in snapshot.files:
             snapshot.files[name].download()
-    return Sharded(path)
+    return open_store(path)
 
 
 def _stays(snapshot: Snapshot, file: RemoteFile) -> bool:
@@ -109,10 +108,12 @@ def _folder_of_configurations(snapshot: Snapshot, file: RemoteFile) -> Path | No
     return paths[0].parent if paths else None
 
 
-def _named_in(index: Path) -> set[str]:
-    """Return the shards that an index names; opening it says what is wrong with it."""
+def _others(path: Path) -> set[str]:
+    """Return the names of the files that this one needs; opening it says what is wrong."""
+    if not path.name.endswith(INDEX_SUFFIXES):
+        return set(part_names(path.name))
     try:
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return set()
     return {shard for shard in shards if isinstance(shard, str) and is_plain(shard)}
