@@ -31,7 +31,7 @@ _ROWS = (
     ),
     ("diffusers", "three generations of keys", "the formula; PEFT for the header's alpha", None),
     ("loralib", "Linear, Embedding, Conv, MergedLinear", "loralib's train against eval", None),
-    ("cloneofsimo", "safetensors", "the formula", None),
+    ("cloneofsimo", "safetensors, and lists in .pt files", "the formula", None),
     ("mlx", "LoRA and DoRA, safetensors and npz", "the formula", "DoRA"),
     ("gguf", "LoRA of llama.cpp", "the formula, with gguf-py's own writer", None),
     ("torchtune", "LoRA", "the formula", None),

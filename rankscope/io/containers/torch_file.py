@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from rankscope.errors import SourceError
 from rankscope.io.containers.archive import check_stored
+from rankscope.io.containers.listed import by_number
 from rankscope.io.containers.nesting import peeled
 from rankscope.io.containers.store import (
     FileStore,
@@ -57,7 +58,7 @@ class TorchFile(FileStore):
                 got=printable(_reason(self.path, error))[:200],
                 fix="save a plain state dict again, best as safetensors; nothing was executed",
             ) from error
-        tensors = peeled(content, self.label)
+        tensors = peeled(by_number(content, self.path), self.label)
         for name, tensor in tensors.items():
             _check_plain(name, tensor, self.label)
         return tensors
