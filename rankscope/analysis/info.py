@@ -22,6 +22,7 @@ def info(
     alpha: float | None = None,
     modules: bool = False,
     metadata: bool = False,
+    allow_pickle: bool = False,
 ) -> InfoResult:
     """Say what each source is: format, modules, ranks, scale, what is not understood.
 
@@ -37,6 +38,8 @@ def info(
         Also list every module.
     metadata : bool
         Also return what the sources say of themselves.
+    allow_pickle : bool
+        Also open distributed checkpoints, which can execute code; only for what you trust.
 
     Returns
     -------
@@ -65,9 +68,9 @@ def info(
     said: dict[str, Any] = {}
     notes: list[str] = []
     inputs: list[dict[str, Any]] = []
-    opened_base = None if base is None else open_source(base)
+    opened_base = None if base is None else open_source(base, allow_pickle=allow_pickle)
     for source in sources:
-        opened = open_source(source)
+        opened = open_source(source, allow_pickle=allow_pickle)
         if opened.family is None and opened_base is None:
             updates = open_weights(opened)
         else:

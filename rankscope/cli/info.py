@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from rankscope.cli.options import base_options, output_options
+from rankscope.cli.options import base_options, output_options, pickle_option
 from rankscope.cli.output import check_outputs, deliver
 
 
@@ -13,6 +13,7 @@ from rankscope.cli.output import check_outputs, deliver
 @click.option("--modules", is_flag=True, help="List every module.")
 @click.option("--metadata", is_flag=True, help="Show what the files say of themselves.")
 @base_options
+@pickle_option
 @output_options
 def command(
     sources: tuple[str, ...],
@@ -20,6 +21,7 @@ def command(
     metadata: bool,
     base: str | None,
     alpha: float | None,
+    allow_pickle: bool,
     as_json: bool,
     outputs: tuple[str, ...],
     quiet: bool,
@@ -34,5 +36,12 @@ def command(
     from rankscope.analysis.info import info
 
     check_outputs(outputs)
-    result = info(*sources, base=base, alpha=alpha, modules=modules, metadata=metadata)
+    result = info(
+        *sources,
+        base=base,
+        alpha=alpha,
+        modules=modules,
+        metadata=metadata,
+        allow_pickle=allow_pickle,
+    )
     deliver(result, as_json=as_json, outputs=outputs, quiet=quiet, verbose=verbose)

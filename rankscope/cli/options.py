@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -20,6 +20,7 @@ __all__ = [
     "base_options",
     "debug_option",
     "output_options",
+    "pickle_option",
     "run_options",
     "selection_options",
 ]
@@ -36,12 +37,13 @@ class Selection:
     layer: frozenset[int] | None
     kind: frozenset[str] | None
     strict: bool
+    allow_pickle: bool
 
     def open(self, source: str, base: str | None, alpha: float | None) -> UpdateSet:
         """Open a source and return the selected part of it."""
         from rankscope.io.sources import open_updates
 
-        updates = open_updates(source, base, alpha=alpha)
+        updates = open_updates(source, base, alpha=alpha, allow_pickle=self.allow_pickle)
         if self.strict and updates.unread:
             raise SourceError(
                 "the source holds tensors that are no update or are not understood",
@@ -112,7 +114,14 @@ base_options = _stack(
     click.option("--alpha", type=float, help="LoRA's alpha, for files that do not say it."),
 )
 
+pickle_option = click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Open distributed checkpoints (.distcp), which can execute code: only if you trust them.",
+)
+
 _selection = _stack(
+    pickle_option,
     click.option("--include", multiple=True, metavar="GLOB", help="Only modules of this name."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="No modules of this name."),
     click.option("--layer", type=_Layers(), help="Only these blocks: 3, 8-15 or 0,4,8-11."),
@@ -124,10 +133,9 @@ _selection = _stack(
 def selection_options(function: F) -> F:
     """Add the selection options; the function receives them as one `selection`."""
 
-    def gather(
-        *args: Any, include: Any, exclude: Any, layer: Any, kind: Any, strict: bool, **rest: Any
-    ) -> Any:
-        return function(*args, selection=Selection(include, exclude, layer, kind, strict), **rest)
+    def gather(*args: Any, **given: Any) -> Any:
+        own = {field.name: given.pop(field.name) for field in fields(Selection)}
+        return function(*args, selection=Selection(**own), **given)
 
     gather.__doc__, gather.__name__ = function.__doc__, function.__name__
     gather.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]

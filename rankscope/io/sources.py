@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rankscope.errors import AdapterError, SourceError, os_reason
 from rankscope.io.adapters import FAMILIES
 from rankscope.io.adapters.family import Context, Family, Reading
+from rankscope.io.containers.distributed import DistributedFolder
 from rankscope.io.containers.folder import locate
 from rankscope.io.containers.gguf_file import check_no_stacks
 from rankscope.io.containers.lens import cleaned
@@ -47,7 +48,7 @@ class Opened:
         return self.store.label
 
 
-def open_source(source: Source | Opened) -> Opened:
+def open_source(source: Source | Opened, *, allow_pickle: bool = False) -> Opened:
     """Return the tensors of a source and what family of adapters they are, if any.
 
     What is open already is returned as it is.
@@ -60,7 +61,7 @@ def open_source(source: Source | Opened) -> Opened:
     if isinstance(source, Opened):
         return source
     if isinstance(source, str | os.PathLike):
-        store, folder = _open_place(os.fspath(source))
+        store, folder = _open_place(os.fspath(source), allow_pickle)
         config_path = None if folder is None else folder / "adapter_config.json"
         config = None if config_path is None else _read_config(config_path)
     else:
@@ -80,6 +81,7 @@ def open_updates(
     base: Source | Opened | None = None,
     *,
     alpha: float | None = None,
+    allow_pickle: bool = False,
 ) -> UpdateSet:
     """Open the weight updates of a source; headers are read now, numbers when asked.
 
@@ -94,6 +96,9 @@ def open_updates(
         model is its own base.
     alpha : float, optional
         LoRA's alpha, for files that do not say it; overrides what they say.
+    allow_pickle : bool
+        Also open distributed checkpoints (``.metadata`` and ``.distcp`` files), which can
+        execute code; only for what you trust. Torch files are never opened so.
 
     Returns
     -------
@@ -116,8 +121,9 @@ def open_updates(
     """
     if isinstance(source, UpdateSet):
         return _as_opened(source, base, alpha)
-    opened = open_source(source)
-    base_store = _base_store(opened, base)
+    opened = open_source(source, allow_pickle=allow_pickle)
+    opened_base = None if base is None else open_source(base, allow_pickle=allow_pickle)
+    base_store = _base_store(opened, opened_base)
     if opened.family is not None:
         context = Context(opened.store, opened.config, alpha, base_store)
         return _update_set(opened, opened.family.read(context), base_store, alpha)
@@ -206,9 +212,9 @@ def _content_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _base_store(opened: Opened, base: Source | Opened | None) -> TensorStore | None:
+def _base_store(opened: Opened, base: Opened | None) -> TensorStore | None:
     if base is not None:
-        return open_source(base).store
+        return base.store
     own = opened.family is not None and _holds_its_base(opened.store)
     return opened.store if own else None
 
@@ -222,11 +228,13 @@ def _shown(store: TensorStore) -> str:
     return f"{len(names)} tensors such as {', '.join(names[:3])}"
 
 
-def _open_place(place: str) -> tuple[TensorStore, Path | None]:
+def _open_place(place: str, allow_pickle: bool) -> tuple[TensorStore, Path | None]:
     """Return the tensors that a path or an address means, and the folder that they are in."""
     if place.startswith(PREFIX):
         return open_address(place)
-    path = locate(Path(place).expanduser())
+    path = locate(Path(place).expanduser(), allow_pickle=allow_pickle)
+    if path.is_dir():
+        return DistributedFolder(path), path
     return open_store(path), path.parent
 
 

@@ -31,7 +31,7 @@ _WRAPPERS = (
 _DEPTH = 8
 
 
-def peeled(content: object, label: str) -> dict[str, Tensor]:
+def peeled(content: object, label: str, nest: str | None = None) -> dict[str, Tensor]:
     """Return the flat tensors of a model out of the dictionaries that wrap them.
 
     Entries beside the model (counters, options, the optimizer) are left out.

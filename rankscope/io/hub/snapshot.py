@@ -124,8 +124,11 @@ def meant(snapshot: Snapshot) -> RemoteFile:
         try:
             return names[str(inside / locate(Path(folder)).name)]
         except SourceError as error:
+            # What is trusted is a folder on a disk, not whatever stands at an address.
+            trust = "--allow-pickle" in error.fix
+            fix = f"download the folder, and {error.fix}" if trust else error.fix
             raise address.error(
-                error.what, expected=error.expected, got=error.got, fix=error.fix
+                error.what, expected=error.expected, got=error.got, fix=fix
             ) from None
 
 
