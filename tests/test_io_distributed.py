@@ -194,3 +194,11 @@ def test_the_commands(tmp_path, pair):
         result = CliRunner().invoke(cli, arguments)
         assert result.exit_code == 0, result.output
         assert json.loads(result.stdout)["rows"]
+
+
+def test_one_of_several_models(tmp_path, pair):
+    folder = write(tmp_path / "dcp", {"model": pair[0], "ema": pair[1]})
+    with pytest.raises(SourceError, match="several models"):
+        open_source(folder, allow_pickle=True)
+    store = open_source(f"{folder}::ema", allow_pickle=True).store
+    assert all(torch.equal(store.read(name), tensor) for name, tensor in pair[1].items())

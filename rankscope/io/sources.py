@@ -88,7 +88,8 @@ def open_updates(
     Parameters
     ----------
     source : path, state dict, module, PEFT model or UpdateSet
-        A file or a folder with one adapter or checkpoint, or what is in memory. An
+        A file or a folder with one adapter or checkpoint, or what is in memory. Of several
+        models in one torch file ``file.pt::key`` means the one under that key. An
         `UpdateSet` is returned as it is.
     base : path, state dict or module, optional
         The base weights. Needed for a fully fine-tuned checkpoint, whose update is the
@@ -230,12 +231,19 @@ def _shown(store: TensorStore) -> str:
 
 def _open_place(place: str, allow_pickle: bool) -> tuple[TensorStore, Path | None]:
     """Return the tensors that a path or an address means, and the folder that they are in."""
+    place, nest = _split_nest(place)
     if place.startswith(PREFIX):
-        return open_address(place)
+        return open_address(place, nest)
     path = locate(Path(place).expanduser(), allow_pickle=allow_pickle)
     if path.is_dir():
-        return DistributedFolder(path), path
-    return open_store(path), path.parent
+        return DistributedFolder(path, nest), path
+    return open_store(path, nest), path.parent
+
+
+def _split_nest(place: str) -> tuple[str, str | None]:
+    """Return a place and the key after ``::``; a file that is named so means itself."""
+    path, mark, nest = place.partition("::")
+    return (path, nest) if mark and not Path(place).exists() else (place, None)
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -17,13 +16,13 @@ from typing_extensions import override
 
 from rankscope.errors import SourceError
 from rankscope.io.containers.nesting import peeled
-from rankscope.io.containers.store import FileStore, TensorInfo, describe, printable
+from rankscope.io.containers.store import NestedStore, TensorInfo, describe, printable
 
 __all__ = ["DistributedFolder"]
 
 
 @final
-class DistributedFolder(FileStore):
+class DistributedFolder(NestedStore):
     """A distributed checkpoint, whose tensors are put together one at a time.
 
     Opening it executes what its ``.metadata`` says; picklable, whoever gets it was allowed to.
@@ -35,14 +34,6 @@ class DistributedFolder(FileStore):
     nest : str, optional
         Which of several models in it.
     """
-
-    def __init__(self, path: Path, nest: str | None = None) -> None:
-        super().__init__(path)
-        self.nest = nest
-
-    @override
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"nest": self.nest}
 
     @cached_property
     def _metadata(self) -> Any:
@@ -111,7 +102,7 @@ class DistributedFolder(FileStore):
         # It tells what lies in each of the others, which have no header of their own.
         digest = hashlib.sha256(header.read_bytes()).hexdigest()
         return tuple(
-            {"path": str(path), "bytes": path.stat().st_size, "sha256": digest}
+            {"path": str(path), "bytes": path.stat().st_size, "sha256": digest} | self.which
             for path in (header, *sorted(self.path.glob("*.distcp")))
         )
 

@@ -13,7 +13,7 @@ from rankscope.io.containers.sharded import INDEX_SUFFIXES, Sharded
 from rankscope.io.containers.store import TensorStore, check_names, printable
 from rankscope.io.containers.torch_file import TorchFile
 
-__all__ = ["FOREIGN", "open_store"]
+__all__ = ["FOREIGN", "holds_one", "open_store"]
 
 # Known by their names, as some have no magic bytes: what they are, and the way out.
 FOREIGN = {
@@ -28,15 +28,17 @@ FOREIGN = {
 }
 
 
-def open_store(path: Path) -> TensorStore:
+def open_store(path: Path, nest: str | None = None) -> TensorStore:
     """Return the tensors of a file, by what its first bytes say and not by its name.
 
-    Only the index of a sharded checkpoint is known by its name, ``….index.json``.
+    Only the index of a sharded checkpoint is known by its name, ``….index.json``. `nest` is
+    the key of the model that is meant, where a torch file holds several.
 
     Raises
     ------
     SourceError
-        If the file is missing, empty, unreadable, or no container of tensors.
+        If the file is missing, empty, unreadable, no container of tensors, or one that cannot
+        hold several models.
     """
     head = _head(path)
     if not head:
@@ -48,9 +50,24 @@ def open_store(path: Path) -> TensorStore:
             fix="copy or download the file again",
         )
     store = _container(path, head)
+    if nest is not None:
+        if not isinstance(store, TorchFile):
+            raise holds_one(store.label, nest)
+        store = TorchFile(path, nest)
     # A damaged header is found here, not in the middle of the work.
     check_names(store.tensors, store.label)
     return store
+
+
+def holds_one(label: str, nest: str) -> SourceError:
+    """Return the error that one of several models was asked for where there can be but one."""
+    return SourceError(
+        "this kind of file holds one model",
+        where=printable(label),
+        expected="a torch file, or a distributed checkpoint, with a model under a key",
+        got=f"the key {printable(nest)!r}",
+        fix="leave out '::' and what follows it",
+    )
 
 
 def _head(path: Path) -> bytes:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from rankscope.io.containers.gguf_split import part_names
-from rankscope.io.containers.opening import open_store
+from rankscope.io.containers.opening import holds_one, open_store
 from rankscope.io.containers.safetensors_file import SafetensorsFile
 from rankscope.io.containers.sharded import INDEX_SUFFIXES, Sharded
 from rankscope.io.containers.store import TensorStore, check_names
@@ -26,16 +26,17 @@ _BESIDE_BYTES = 10_000_000
 # Smaller files, but no shards, are fetched whole and kept in the hub's cache.
 _WHOLE = 8 * 2**20
 _CONNECTIONS = 8
+_ONE_MODEL = (".safetensors", ".gguf", ".npz", *INDEX_SUFFIXES)
 
 
-def open_address(text: str) -> tuple[TensorStore, Path | None]:
+def open_address(text: str, nest: str | None = None) -> tuple[TensorStore, Path | None]:
     """Return the tensors that an address on the hub means, and the folder of what lies beside.
 
     Of a large safetensors checkpoint only headers are fetched, and then each tensor that is
     read. Small files, torch files, GGUF and NumPy archives are fetched whole, as are the
     configurations beside them; all are of one commit and kept in the hub's cache, from where
     whatever is there is used. ``HF_ENDPOINT``, ``HF_TOKEN``, ``HF_HOME`` and
-    ``HF_HUB_OFFLINE`` are obeyed.
+    ``HF_HUB_OFFLINE`` are obeyed. `nest` is as for `open_store`.
 
     Returns
     -------
@@ -52,12 +53,14 @@ def open_address(text: str) -> tuple[TensorStore, Path | None]:
     """
     snapshot = take(parse(text))
     file = meant(snapshot)
-    store = _opened(snapshot, file)
+    if nest is not None and file.name.endswith(_ONE_MODEL):
+        raise holds_one(file.label, nest)
+    store = _opened(snapshot, file, nest)
     check_names(store.tensors, store.label)
     return store, _folder_of_configurations(snapshot, file)
 
 
-def _opened(snapshot: Snapshot, file: RemoteFile) -> TensorStore:
+def _opened(snapshot: Snapshot, file: RemoteFile, nest: str | None) -> TensorStore:
     if _stays(snapshot, file):
         return open_remote(file)
     path = _fetched(snapshot, file)
@@ -67,7 +70,7 @@ def _opened(snapshot: Snapshot, file: RemoteFile) -> TensorStore:
         name = str(PurePosixPath(file.name).parent / part)
         if name in snapshot.files:
             snapshot.files[name].download()
-    return open_store(path)
+    return open_store(path, nest)
 
 
 def _stays(snapshot: Snapshot, file: RemoteFile) -> bool:
