@@ -183,7 +183,7 @@ def test_info_fetches_headers_only(server, packed):
     server.files["base"] = {"model.safetensors": packed, "config.json": b"{}"}
     row = rs.info("hf://org/base").table.iloc[0]
     assert (row["modules"], row["bytes"]) == (4, len(packed) - header_length(packed))
-    assert row["source"] == f"hf://org/base@{COMMIT}/model.safetensors"
+    assert row["source"] == "hf://org/base/model.safetensors"
     assert server.sent <= 100_000 + 2
     assert len(server.listings) == 1
 
@@ -249,6 +249,26 @@ def test_a_missing_shard_is_named(server, base):
     with pytest.raises(SourceError, match="a shard of the checkpoint is missing") as caught:
         open_source("hf://org/base")
     assert "00002" in caught.value.expected
+
+
+def test_sources_are_called_by_their_address(server, tmp_path):
+    torch.save({"model": {"a": torch.ones(2, 2)}, "ema": {"a": torch.eye(2)}}, tmp_path / "x.pt")
+    server.files |= {"adapter": adapter(), "base": {"x.pt": (tmp_path / "x.pt").read_bytes()}}
+    updates = rs.open_updates("hf://org/adapter@v1")
+    assert updates.source == "hf://org/adapter@v1/adapter_model.safetensors"
+    store = open_source("hf://org/base::ema").store
+    assert store.label == "hf://org/base/x.pt::ema"
+    assert torch.equal(store.read("a"), torch.eye(2))
+    with pytest.raises(SourceError, match="holds one model"):
+        open_source("hf://org/adapter::ema")
+
+
+def test_distributed_checkpoints_are_not_fetched(server):
+    server.files["base"] = {".metadata": b"x", "__0_0.distcp": b"x"}
+    with pytest.raises(SourceError, match="can execute code") as caught:
+        open_source("hf://org/base", allow_pickle=True)
+    assert "download the folder" in caught.value.fix
+    assert server.sent == 0
 
 
 def test_all_parts_of_a_split_gguf_come_whole(server, tmp_path):

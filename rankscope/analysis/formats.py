@@ -40,8 +40,9 @@ _ROWS = (
     ("generic", "any two factors that chain, at scale 1 unless --alpha", "the product", None),
     (
         "pair",
-        "fine-tuned checkpoint and base: safetensors, .bin, .pt, .pth, sharded or not, .npz; "
-        "bases also GGUF and quantised: bitsandbytes, GPTQ, AWQ, FP8, MXFP4, compressed-tensors",
+        "fine-tuned checkpoint and base: safetensors, .bin, .pt, .pth, sharded or not, .npz, "
+        ".distcp with --allow-pickle; bases also GGUF, split or not, and quantised: "
+        "bitsandbytes, GPTQ, AWQ, FP8, MXFP4, compressed-tensors",
         "the difference; the formats' own libraries for quantised bases",
         "always",
     ),

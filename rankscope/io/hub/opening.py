@@ -12,7 +12,7 @@ from rankscope.io.containers.gguf_split import part_names
 from rankscope.io.containers.opening import holds_one, open_store
 from rankscope.io.containers.safetensors_file import SafetensorsFile
 from rankscope.io.containers.sharded import INDEX_SUFFIXES, Sharded
-from rankscope.io.containers.store import TensorStore, check_names
+from rankscope.io.containers.store import TensorStore, check_names, printable
 from rankscope.io.hub.address import is_plain, parse
 from rankscope.io.hub.ranges import RangesIgnoredError, RemoteFile
 from rankscope.io.hub.remote import open_remote
@@ -56,6 +56,8 @@ def open_address(text: str, nest: str | None = None) -> tuple[TensorStore, Path 
     if nest is not None and file.name.endswith(_ONE_MODEL):
         raise holds_one(file.label, nest)
     store = _opened(snapshot, file, nest)
+    # Not the place in the cache, which tells commits and not names.
+    store.label = file.label if nest is None else printable(f"{file.label}::{nest}")
     check_names(store.tensors, store.label)
     return store, _folder_of_configurations(snapshot, file)
 
@@ -116,6 +118,8 @@ def _others(path: Path) -> set[str]:
     if not path.name.endswith(INDEX_SUFFIXES):
         return set(part_names(path.name))
     try:
+        if path.stat().st_size > _BESIDE_BYTES:
+            return set()
         shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return set()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rankscope.errors import SourceError
+from rankscope.io.containers.store import printable
 from rankscope.io.hub.address import PREFIX, Address, answered, failures
 from rankscope.io.hub.transport import following
 
@@ -53,7 +54,14 @@ class RemoteFile:
 
     @property
     def label(self) -> str:
-        """The address with the commit."""
+        """Its address as a user would write it."""
+        given = self.address.revision
+        revision = "" if given == "main" else f"@{given.replace('/', '%2F')}"
+        return printable(f"{PREFIX}{self.address.repository}{revision}/{self.name}")
+
+    @property
+    def pinned(self) -> str:
+        """Its address with the commit."""
         return f"{PREFIX}{self.address.repository}@{self.commit}/{self.name}"
 
     def cached(self) -> Path | None:

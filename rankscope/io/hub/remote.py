@@ -55,7 +55,7 @@ def _header(file: RemoteFile) -> Header:
     except (ValueError, RecursionError) as error:
         raise SourceError(
             "not a readable safetensors file",
-            where=printable(file.label),
+            where=file.label,
             expected="a complete safetensors file",
             got=printable(str(error))[:200],
             fix="tell whoever published it; the file is damaged or made to harm",
@@ -69,7 +69,7 @@ class RemoteSafetensors(TensorStore):
     def __init__(self, file: RemoteFile, header: Header) -> None:
         self.file = file
         self.header = header
-        self.label = printable(file.label)
+        self.label = file.label
         self._last: tuple[tuple[int, int], bytearray] = ((0, 0), bytearray())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class RemoteSafetensors(TensorStore):
         known = {"content_sha256": self.file.digest} if self.file.digest else {}
         return {
             "path": None,
-            "address": self.file.label,
+            "address": self.file.pinned,
             "commit": self.file.commit,
             "bytes": self.header.size,
             "sha256": self.header.sha256,
