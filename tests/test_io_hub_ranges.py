@@ -188,6 +188,38 @@ def test_info_fetches_headers_only(server, packed):
     assert len(server.listings) == 1
 
 
+class Zeros:
+    """A file of any size that takes no room."""
+
+    def __init__(self, header, size):
+        self.header, self.size = header, size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, part):
+        start, stop, _ = part.indices(self.size)
+        return self.header[start:stop].ljust(stop - start, b"\0")
+
+
+def test_gigabytes_cost_their_header(server):
+    each = 2 * 30_000**2
+    fields = {
+        f"h.{n}.q.weight": entry(n * each, (n + 1) * each, shape=[30_000] * 2, dtype="BF16")
+        for n in range(3)
+    }
+    fields["tail.weight"] = entry(3 * each, 3 * each + 8, shape=[1, 2])
+    text = json.dumps(fields).encode()
+    header = struct.pack("<Q", len(text)) + text
+    server.files["base"] = {"model.safetensors": Zeros(header, len(header) + 3 * each + 8)}
+    row = rs.info("hf://org/base").table.iloc[0]
+    assert (row["modules"], row["bytes"]) == (4, 5_400_000_008)
+    assert server.sent == 100_000
+    # The last bytes of the file, and no others.
+    assert torch.equal(open_source("hf://org/base").store.read("tail.weight"), torch.zeros(1, 2))
+    assert server.sent == 200_008
+
+
 def header_length(content):
     return 8 + int.from_bytes(content[:8], "little")
 
@@ -319,6 +351,13 @@ def test_servers_that_are_made_do_with(server, base, packed, how):
     assert torch.equal(store.read(NAMES[0]), expected)
     if how == "ignores":  # the whole file once, and what a socket holds of the refused answer
         assert store.provenance["path"].endswith("model.safetensors")
+
+
+def test_a_server_that_stops_sending_parts(server, base, packed):
+    server.files["base"] = {"model.safetensors": packed}
+    store = open_source("hf://org/base").store
+    server.how["base"] = "ignores"
+    assert torch.equal(store.read(NAMES[1]), base[NAMES[1]])
 
 
 REFUSED = {
