@@ -233,6 +233,11 @@ class TestNesting:
             open_source(f"{tmp_path / 'x.pt'}::{nest}")
         assert "\x1b" not in str(caught.value)
 
+    @pytest.mark.parametrize("place", ["a::b", "x.pt::" + "k" * 5000, "\0::b", "hf://org::x"])
+    def test_places_that_are_none(self, tmp_path, place):
+        with pytest.raises(SourceError):
+            open_source(str(tmp_path / place) if "hf" not in place else place)
+
     def test_files_of_one_model_and_names_with_colons(self, tmp_path, rng):
         save_file(weights(rng), tmp_path / "a::b.safetensors")
         assert open_weights(tmp_path / "a::b.safetensors").names == MODULES

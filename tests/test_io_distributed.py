@@ -172,6 +172,9 @@ def test_damaged_folders(tmp_path, pair):
     store = open_source(folder, allow_pickle=True).store
     with pytest.raises(SourceError, match="not a readable distributed checkpoint"):
         [store.read(name) for name in store.tensors]
+    (folder / ".metadata").write_bytes(pickle.dumps(Exception("no checkpoint")))
+    with pytest.raises(SourceError, match="not a readable distributed checkpoint"):
+        open_source(folder, allow_pickle=True)
     (folder / ".metadata").unlink()
     with pytest.raises(SourceError, match="not a readable distributed checkpoint") as caught:
         open_source(folder, allow_pickle=True)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -243,7 +244,10 @@ def _open_place(place: str, allow_pickle: bool) -> tuple[TensorStore, Path | Non
 def _split_nest(place: str) -> tuple[str, str | None]:
     """Return a place and the key after ``::``; a file that is named so means itself."""
     path, mark, nest = place.partition("::")
-    return (path, nest) if mark and not Path(place).exists() else (place, None)
+    with suppress(OSError):  # of names that no file can have
+        if Path(place).exists():
+            return place, None
+    return (path, nest) if mark else (place, None)
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:

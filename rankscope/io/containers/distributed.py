@@ -40,7 +40,10 @@ class DistributedFolder(NestedStore):
         try:
             from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-            return FileSystemReader(self.path).read_metadata()
+            metadata = FileSystemReader(self.path).read_metadata()
+            if not isinstance(metadata.state_dict_metadata, dict):
+                raise TypeError("no names of tensors")
+            return metadata
         except Exception as error:  # a pickle raises whatever damaged bytes provoke
             raise self._unreadable(error) from error
 

@@ -74,12 +74,12 @@ def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(9)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise SourceError(
             "cannot open the file",
             where=printable(str(path)),
             expected="a file that can be read",
-            got=os_reason(error),
+            got=os_reason(error) if isinstance(error, OSError) else str(error),
             fix="check the path and its permissions",
         ) from error
 
