@@ -104,7 +104,7 @@ def test_a_tensor_in_shards(tmp_path):
         for rank in range(2)
     ]
     for run in runs:
-        _, errors = run.communicate(timeout=120)
+        _, errors = run.communicate(timeout=400)
         assert run.returncode == 0, errors.decode()
     store = open_source(tmp_path / "dcp", allow_pickle=True).store
     assert len(store.files) == 3
