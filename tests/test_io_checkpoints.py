@@ -189,6 +189,63 @@ class TestNesting:
         assert listed in caught.value.got
 
     @pytest.mark.parametrize(
+        ("content", "nest"),
+        [
+            (lambda t, o: {"model": o, "ema": t}, "ema"),
+            (lambda t, o: {"model": o, "model_ema": t}, "model_ema"),
+            (lambda t, o: {"state_dict": o, "best": {"state_dict": t}}, "best"),
+            (lambda t, o: {"state_dict": {"student": o, "teacher": t}, "step": 1}, "teacher"),
+            (lambda t, o: {"student": o, "teacher": {"model": o, "ema": t}}, "teacher::ema"),
+            (lambda t, o: {"model": t}, "model"),
+            (lambda t, o: {"extra": torch.ones(2, 2), "model": t}, "model"),
+        ],
+    )
+    def test_one_of_several_is_named(self, tmp_path, rng, content, nest):
+        tensors, others = weights(rng), weights(rng)
+        torch.save(content(tensors, others), tmp_path / "x.pt")
+        store = pickle.loads(pickle.dumps(open_source(f"{tmp_path / 'x.pt'}::{nest}").store))
+        assert list(store.tensors) == list(tensors)
+        assert all(torch.equal(store.read(name), tensors[name]) for name in tensors)
+        assert store.label.endswith(f"x.pt::{nest}")
+        (record,) = store.files
+        assert (record["path"], record["nest"]) == (str(tmp_path / "x.pt"), nest)
+
+    def test_the_advice_works(self, tmp_path, rng):
+        content = {
+            "student": weights(rng),
+            "teacher": {"model": weights(rng), "ema": weights(rng)},
+        }
+        torch.save(content, tmp_path / "x.pt")
+        place = str(tmp_path / "x.pt::teacher")
+        with pytest.raises(SourceError, match="several models") as caught:
+            open_source(place)
+        assert open_source(caught.value.fix.split()[-1]).label == f"{place}::model"
+        result = rs.rank(f"{place}::ema", base=f"{place}::model")
+        assert len(result.table) == len(MODULES)
+        nests = [record["nest"] for record in result.provenance["inputs"]["source"]]
+        assert nests == ["teacher::ema", "teacher::model"]
+
+    @pytest.mark.parametrize("nest", ["", "teacher", "optimizer", "student::ema", "\x1b[2J"])
+    def test_keys_that_are_not_there(self, tmp_path, rng, nest):
+        content = {"student": weights(rng), "ema": weights(rng), "optimizer": {"lr": 0.1}}
+        torch.save(content, tmp_path / "x.pt")
+        with pytest.raises(SourceError, match="no model of this name") as caught:
+            open_source(f"{tmp_path / 'x.pt'}::{nest}")
+        assert "\x1b" not in str(caught.value)
+
+    @pytest.mark.parametrize("place", ["a::b", "x.pt::" + "k" * 5000, "\0::b", "hf://org::x"])
+    def test_places_that_are_none(self, tmp_path, place):
+        with pytest.raises(SourceError):
+            open_source(str(tmp_path / place) if "hf" not in place else place)
+
+    def test_files_of_one_model_and_names_with_colons(self, tmp_path, rng):
+        save_file(weights(rng), tmp_path / "a::b.safetensors")
+        assert open_weights(tmp_path / "a::b.safetensors").names == MODULES
+        save_file(weights(rng), tmp_path / "a.safetensors")
+        with pytest.raises(SourceError, match="holds one model"):
+            open_source(f"{tmp_path / 'a.safetensors'}::ema")
+
+    @pytest.mark.parametrize(
         "content", [{"optimizer": {"a": torch.ones(2)}}, [torch.ones(2)], {"model": {"step": 1}}]
     )
     def test_no_model(self, tmp_path, content):

@@ -9,7 +9,7 @@ from oracles import gaussian
 from safetensors.torch import save_file
 
 import rankscope as rs
-from rankscope.errors import AdapterError, UpdateError
+from rankscope.errors import AdapterError, SourceError, UpdateError
 from rankscope.io.names import kind_of, layer_of
 
 ATTN = "unet.down_blocks.0.attentions.1.transformer_blocks.0.attn1"
@@ -277,3 +277,36 @@ class TestCloneofsimo:
         with pytest.raises(AdapterError, match="incomplete") as caught:
             rs.open_updates(tensors)
         assert f"unet:0:{side}" in caught.value.got
+
+    def test_bare_lists(self, tmp_path, rng):
+        shapes = [(12, 2, 8), (6, 1, 6), (320, 4, 320)]
+        pairs = [(gaussian(o, r, rng=rng), gaussian(r, i, rng=rng)) for o, r, i in shapes]
+        pairs.append((gaussian(5, 2, 1, 1, rng=rng), gaussian(2, 3, 3, 3, rng=rng)))
+        factors = [factor.half().requires_grad_() for pair in pairs for factor in pair]
+        torch.save(factors, tmp_path / "lora.pt")
+        torch.save(factors[:2], tmp_path / "lora.text_encoder.pt")
+        updates = rs.open_updates(tmp_path / "lora.pt")
+        assert updates.format == "cloneofsimo"
+        assert updates.names == [f"unet:{n}" for n in range(4)]
+        assert any("no names" in note for note in updates.notes)
+        for n, update in enumerate(updates):
+            up, down = (factors[2 * n + side].detach().double().flatten(1) for side in (0, 1))
+            torch.testing.assert_close(update.dense(), up @ down)
+        encoder = rs.open_updates(tmp_path / "lora.text_encoder.pt")
+        assert encoder.names == ["text_encoder:0"]
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            [],
+            [torch.ones(4, 2)],
+            [torch.ones(4, 2), torch.ones(3, 4)],
+            [torch.ones(4), torch.ones(4)],
+            [torch.ones(4, 2), "down"],
+            [{"lora": torch.ones(2, 2)}, {}],
+        ],
+    )
+    def test_lists_of_anything_else(self, tmp_path, content):
+        torch.save(content, tmp_path / "lora.pt")
+        with pytest.raises(SourceError, match="no tensors found"):
+            rs.open_updates(tmp_path / "lora.pt")

@@ -2,6 +2,7 @@
 
 import importlib
 import pickle
+import resource
 import struct
 
 import numpy as np
@@ -212,9 +213,101 @@ def test_stacks_are_not_compared_as_one_matrix(tmp_path):
         open_weights(path)
 
 
-def test_parts_of_a_model_are_refused(tmp_path):
-    path = write(tmp_path / "b.gguf", {"x.weight": normal(2, 2)}, adapter=False, split_count=3)
-    refused(path, "--merge")
+TENSORS = {f"blk.{n}.attn_q.weight": normal(8, 8, seed=n) for n in range(5)}
+
+
+def split(folder, tensors=TENSORS, *, stem="m", small_first=False):
+    """Write a model in parts of two tensors each, as gguf-py splits it."""
+    folder.mkdir(exist_ok=True)
+    writer = gguf.GGUFWriter(
+        folder / f"{stem}.gguf", "llama", split_max_tensors=2, small_first_shard=small_first
+    )
+    writer.add_token_list(["a", "b", "ccc"])
+    for name, array in tensors.items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(folder.glob(f"{stem}-*.gguf"))
+
+
+@pytest.mark.parametrize("small_first", [False, True])
+def test_parts_are_one_model(tmp_path, small_first):
+    parts = split(tmp_path, small_first=small_first)
+    assert len(parts) == 3 + small_first
+    for part in parts:
+        store = pickle.loads(pickle.dumps(open_source(part).store))
+        assert list(store.tensors) == list(TENSORS)
+        for name, array in TENSORS.items():
+            assert torch.equal(store.read(name), torch.from_numpy(array))
+        assert store.metadata["general.architecture"] == "llama"
+        assert [record["path"] for record in store.files] == [str(path) for path in parts]
+    tuned = {name: array + 1 for name, array in TENSORS.items()}
+    (first, *_) = split(tmp_path / "tuned", tuned)
+    updates = rs.open_updates(first, parts[-1])
+    assert [update.norm() for update in updates] == pytest.approx([8.0] * 5, rel=1e-6)
+
+
+def test_parts_that_are_not_whole(tmp_path):
+    parts = split(tmp_path)
+    parts[1].rename(tmp_path / "x.gguf")
+    refused(parts[0], "m-00002-of-00003.gguf beside it", "no such file")
+    refused(tmp_path / "x.gguf", "3 parts named NAME-00001-of-00003.gguf")
+    # Two parts swapped, and one of another model.
+    parts[2].rename(parts[1])
+    (tmp_path / "x.gguf").rename(parts[2])
+    refused(parts[0], "part 2 of 3", "says: part 3 of 3")
+    other = split(tmp_path / "other", {f"y{n}.weight": normal(2, 2) for n in range(6)})
+    parts = split(tmp_path)
+    parts[1].write_bytes(other[1].read_bytes())
+    refused(parts[0], "of 5 tensors in all", "of 6")
+    parts = split(tmp_path)
+    (tmp_path / "away").mkdir()
+    parts[1].rename(tmp_path / "away" / "part")
+    parts[1].symlink_to(tmp_path / "away" / "part")
+    assert open_source(parts[0]).store  # a link inside the folder
+    outside = tmp_path.parent / f"{tmp_path.name}-outside.gguf"
+    (tmp_path / "away" / "part").rename(outside)
+    parts[1].unlink()
+    parts[1].symlink_to(outside)
+    refused(parts[0], "link")
+
+
+def test_parts_with_one_name_twice(tmp_path):
+    split(tmp_path, {"x.weight": normal(2, 2), "y.weight": normal(2, 2), "z.weight": normal(2, 2)})
+    content = (tmp_path / "m-00002-of-00002.gguf").read_bytes()
+    (tmp_path / "m-00002-of-00002.gguf").write_bytes(content.replace(b"z.weight", b"x.weight"))
+    refused(tmp_path / "m-00001-of-00002.gguf", "3 tensors, each once", "3, 2 names")
+
+
+def sparse(path, start, size):
+    with path.open("wb") as file:
+        file.write(b"GGUF" + struct.pack("<I", 3) + start)
+        file.truncate(size)
+    return path
+
+
+ONE_FIELD = struct.pack("<QQ", 0, 1) + struct.pack("<Q", 1) + b"k"
+SPARSE = {
+    "fields": struct.pack("<QQ", 0, 10**9),
+    "tensors": struct.pack("<QQ", 10**9, 0),
+    "bytes": ONE_FIELD + struct.pack("<IIQ", 9, 0, 10**9),
+    "words": ONE_FIELD + struct.pack("<IIQ", 9, 8, 10**9),
+    "text": struct.pack("<QQ", 0, 1) + struct.pack("<Q", 10**9),
+    "dimensions": struct.pack("<QQQ", 1, 0, 1) + b"k" + struct.pack("<I", 10**8),
+}
+
+
+@pytest.mark.parametrize("case", SPARSE)
+def test_counts_of_a_billion_that_the_file_has_room_for(tmp_path, case):
+    path = sparse(tmp_path / "a.gguf", SPARSE[case], 16 * 10**9)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if case == "bytes":  # a long array is one step
+        assert open_source(path).store.tensors == {}
+    else:
+        refused(path, "not a readable GGUF file")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 
 
 def test_big_endian_is_refused(tmp_path):

@@ -218,7 +218,7 @@ def test_plain_pickles_and_policies_are_not_executed(tmp_path):
 def test_distributed_checkpoints_are_not_opened(tmp_path):
     (tmp_path / ".metadata").write_bytes(pickle.dumps(Evil(tmp_path / "made")))
     (tmp_path / "__0_0.distcp").write_bytes(b"x")
-    refused(tmp_path, "distributed checkpoint", "dcp_to_torch")
+    refused(tmp_path, "distributed checkpoint", "--allow-pickle")
     refused(tmp_path / "__0_0.distcp", "name its folder")
     assert not (tmp_path / "made").exists()
 

@@ -31,7 +31,7 @@ _ROWS = (
     ),
     ("diffusers", "three generations of keys", "the formula; PEFT for the header's alpha", None),
     ("loralib", "Linear, Embedding, Conv, MergedLinear", "loralib's train against eval", None),
-    ("cloneofsimo", "safetensors", "the formula", None),
+    ("cloneofsimo", "safetensors, and lists in .pt files", "the formula", None),
     ("mlx", "LoRA and DoRA, safetensors and npz", "the formula", "DoRA"),
     ("gguf", "LoRA of llama.cpp", "the formula, with gguf-py's own writer", None),
     ("torchtune", "LoRA", "the formula", None),
@@ -40,8 +40,9 @@ _ROWS = (
     ("generic", "any two factors that chain, at scale 1 unless --alpha", "the product", None),
     (
         "pair",
-        "fine-tuned checkpoint and base: safetensors, .bin, .pt, .pth, sharded or not, .npz; "
-        "bases also GGUF and quantised: bitsandbytes, GPTQ, AWQ, FP8, MXFP4, compressed-tensors",
+        "fine-tuned checkpoint and base: safetensors, .bin, .pt, .pth, sharded or not, .npz, "
+        ".distcp with --allow-pickle; bases also GGUF, split or not, and quantised: "
+        "bitsandbytes, GPTQ, AWQ, FP8, MXFP4, compressed-tensors",
         "the difference; the formats' own libraries for quantised bases",
         "always",
     ),

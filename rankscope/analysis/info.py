@@ -28,6 +28,7 @@ def info(
     modules: bool = False,
     tensors: bool = False,
     metadata: bool = False,
+    allow_pickle: bool = False,
 ) -> InfoResult:
     """Say what each source is: format, modules, ranks, scale, what is not understood.
 
@@ -48,6 +49,8 @@ def info(
         says.
     metadata : bool
         Also return what the sources say of themselves.
+    allow_pickle : bool
+        Also open distributed checkpoints, which can execute code; only for what you trust.
 
     Returns
     -------
@@ -73,7 +76,9 @@ def info(
     >>> info(adapter, alpha=4).table[["format", "modules", "rank", "scale"]].values.tolist()
     [['peft', 1, 2, 2.0]]
     """
-    read = [_read(source, base, alpha, split) for source in sources]
+    opened_base = None if base is None else open_source(base, allow_pickle=allow_pickle)
+    opened = [open_source(source, allow_pickle=allow_pickle) for source in sources]
+    read = [_read(one, opened_base, alpha, split) for one in opened]
     inputs = [record for one in read for record in one.updates.inputs]
     return InfoResult(
         table=pd.DataFrame([_row(one) for one in read]),
@@ -106,12 +111,11 @@ class _Read:
         }
 
 
-def _read(source: Source, base: Source | None, alpha: float | None, split: str) -> _Read:
-    opened = open_source(source)
+def _read(opened: Opened, base: Opened | None, alpha: float | None, split: str) -> _Read:
     if opened.family is None and base is None:
-        return _Read(opened, open_weights(source, split=split))
+        return _Read(opened, open_weights(opened, split=split))
     try:
-        return _Read(opened, open_updates(source, base, alpha=alpha, split=split))
+        return _Read(opened, open_updates(opened, base, alpha=alpha, split=split))
     except BaseNeededError as error:
         updates = UpdateSet(
             source=opened.label,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from rankscope.cli.options import base_options, output_options, split_option
+from rankscope.cli.options import base_options, output_options, pickle_option, split_option
 from rankscope.cli.output import check_outputs, deliver
 
 
@@ -15,6 +15,7 @@ from rankscope.cli.output import check_outputs, deliver
 @click.option("--metadata", is_flag=True, help="Show what the files say of themselves.")
 @base_options
 @split_option
+@pickle_option
 @output_options
 def command(
     sources: tuple[str, ...],
@@ -24,6 +25,7 @@ def command(
     base: str | None,
     alpha: float | None,
     split: str,
+    allow_pickle: bool,
     as_json: bool,
     outputs: tuple[str, ...],
     quiet: bool,
@@ -46,5 +48,6 @@ def command(
         modules=modules,
         tensors=tensors,
         metadata=metadata,
+        allow_pickle=allow_pickle,
     )
     deliver(result, as_json=as_json, outputs=outputs, quiet=quiet, verbose=verbose)

@@ -21,6 +21,7 @@ __all__ = [
     "debug_option",
     "device_option",
     "output_options",
+    "pickle_option",
     "selection_options",
     "split_option",
 ]
@@ -38,12 +39,15 @@ class Selection:
     kind: frozenset[str] | None
     strict: bool
     split: str
+    allow_pickle: bool
 
     def open(self, source: str, base: str | None, alpha: float | None) -> UpdateSet:
         """Open a source and return the selected part of it."""
         from rankscope.io.sources import open_updates
 
-        updates = open_updates(source, base, alpha=alpha, split=self.split)
+        updates = open_updates(
+            source, base, alpha=alpha, split=self.split, allow_pickle=self.allow_pickle
+        )
         if self.strict and updates.unread:
             raise SourceError(
                 "the source holds tensors that are no update or are not understood",
@@ -123,7 +127,14 @@ split_option = click.option(
     "known, heads also each attention head of q, k, v and o, none leaves them whole.",
 )
 
+pickle_option = click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Open distributed checkpoints (.distcp), which can execute code: only if you trust them.",
+)
+
 _selection = _stack(
+    pickle_option,
     click.option("--include", multiple=True, metavar="GLOB", help="Only modules of this name."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="No modules of this name."),
     click.option("--layer", type=_Layers(), help="Only these blocks: 3, 8-15 or 0,4,8-11."),
@@ -136,9 +147,9 @@ _selection = _stack(
 def selection_options(function: F) -> F:
     """Add the selection options; the function receives them as one `selection`."""
 
-    def gather(*args: Any, **options: Any) -> Any:
-        chosen = {field.name: options.pop(field.name) for field in fields(Selection)}
-        return function(*args, selection=Selection(**chosen), **options)
+    def gather(*args: Any, **given: Any) -> Any:
+        own = {field.name: given.pop(field.name) for field in fields(Selection)}
+        return function(*args, selection=Selection(**own), **given)
 
     gather.__doc__, gather.__name__ = function.__doc__, function.__name__
     gather.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]

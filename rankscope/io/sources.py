@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 from rankscope.errors import AdapterError, SourceError, os_reason
 from rankscope.io.adapters import FAMILIES
 from rankscope.io.adapters.family import Context, Family, Reading
+from rankscope.io.containers.distributed import DistributedFolder
 from rankscope.io.containers.folder import locate
 from rankscope.io.containers.gguf_file import check_no_stacks
 from rankscope.io.containers.lens import cleaned
 from rankscope.io.fused import check_split, split_fused
-from rankscope.io.hub import PREFIX, download
+from rankscope.io.hub import PREFIX, open_address, origin
 from rankscope.io.memory import live_model_config, store_of
 from rankscope.io.model_config import ModelConfig, read_model_config
 from rankscope.io.pairs import Pair, read_checkpoint
@@ -55,22 +57,24 @@ class Opened:
         return self.store.label
 
 
-def open_source(source: Source) -> Opened:
+def open_source(source: Source | Opened, *, allow_pickle: bool = False) -> Opened:
     """Return the tensors of a source and what family of adapters they are, if any.
+
+    What is open already is returned as it is.
 
     Raises
     ------
     SourceError, AdapterError
         If it cannot be read.
     """
+    if isinstance(source, Opened):
+        return source
     config_path: Path | None = None
     folder: Path | None = None
     if isinstance(source, str | os.PathLike):
-        path = _locate(source)
-        store: TensorStore = open_store(path)
-        folder = path.parent
-        config_path = folder / "adapter_config.json"
-        config = _read_config(config_path)
+        store, folder = _open_place(os.fspath(source), allow_pickle)
+        config_path = None if folder is None else folder / "adapter_config.json"
+        config = None if config_path is None else _read_config(config_path)
     else:
         store, config = store_of(source)
     store = cleaned(store)
@@ -84,18 +88,20 @@ def open_source(source: Source) -> Opened:
 
 
 def open_updates(
-    source: Source | UpdateSet,
-    base: Source | None = None,
+    source: Source | Opened | UpdateSet,
+    base: Source | Opened | None = None,
     *,
     alpha: float | None = None,
     split: str = "auto",
+    allow_pickle: bool = False,
 ) -> UpdateSet:
     """Open the weight updates of a source; headers are read now, numbers when asked.
 
     Parameters
     ----------
     source : path, state dict, module, PEFT model or UpdateSet
-        A file or a folder with one adapter or checkpoint, or what is in memory. An
+        A file or a folder with one adapter or checkpoint, or what is in memory. Of several
+        models in one torch file ``file.pt::key`` means the one under that key. An
         `UpdateSet` is returned as it is.
     base : path, state dict or module, optional
         The base weights. Needed for a fully fine-tuned checkpoint, whose update is the
@@ -108,6 +114,9 @@ def open_updates(
         ``gate_up_proj`` …) are split into q, k, v, gate and up where the base's
         ``config.json``, the family or the shape tells how their rows are shared out;
         ``heads`` splits q, k, v, and o by its inputs, by attention head as well.
+    allow_pickle : bool
+        Also open distributed checkpoints (``.metadata`` and ``.distcp`` files), which can
+        execute code; only for what you trust. Torch files are never opened so.
 
     Returns
     -------
@@ -130,8 +139,8 @@ def open_updates(
     """
     if isinstance(source, UpdateSet):
         return _as_opened(source, base, alpha)
-    opened = open_source(source)
-    opened_base = None if base is None else open_source(base)
+    opened = open_source(source, allow_pickle=allow_pickle)
+    opened_base = None if base is None else open_source(base, allow_pickle=allow_pickle)
     base_store = _own_base(opened) if opened_base is None else opened_base.store
     if opened.family is not None:
         context = Context(opened.store, opened.config, alpha, base_store)
@@ -155,7 +164,7 @@ def _without_base(opened: Opened) -> SourceError:
     )
 
 
-def open_weights(source: Source, *, split: str = "auto") -> UpdateSet:
+def open_weights(source: Source | Opened, *, split: str = "auto") -> UpdateSet:
     """Open the matrices of a checkpoint as if each were an update: W itself in place of ΔW.
 
     `split` is as for `open_updates`.
@@ -179,7 +188,7 @@ def _split(
     return split_fused(replace(updates, split=split, model=model))
 
 
-def _as_opened(updates: UpdateSet, base: Source | None, alpha: float | None) -> UpdateSet:
+def _as_opened(updates: UpdateSet, base: Source | Opened | None, alpha: float | None) -> UpdateSet:
     """Return an open set, unless what it was opened with is to change now."""
     if base is not None or (alpha is not None and alpha != updates.alpha):
         raise SourceError(
@@ -230,7 +239,7 @@ def _inputs(opened: Opened, stores: list[TensorStore]) -> tuple[dict[str, Any], 
         size, digest = opened.config_path.stat().st_size, _content_hash(opened.config_path)
         record = {"path": str(opened.config_path), "bytes": size, "sha256": digest}
         files.append(record | {"content_sha256": digest})
-    return tuple(files)
+    return tuple(file | origin(file["path"]) for file in files)
 
 
 def _content_hash(path: Path) -> str:
@@ -272,12 +281,24 @@ def _shown(store: TensorStore) -> str:
     return f"{len(names)} tensors such as {', '.join(names[:3])}"
 
 
-def _locate(source: str | os.PathLike[str]) -> Path:
-    """Return the one file of tensors that a path means."""
-    text = os.fspath(source)
-    if text.startswith(PREFIX):
-        return download(text)
-    return locate(Path(text).expanduser())
+def _open_place(place: str, allow_pickle: bool) -> tuple[TensorStore, Path | None]:
+    """Return the tensors that a path or an address means, and the folder that they are in."""
+    place, nest = _split_nest(place)
+    if place.startswith(PREFIX):
+        return open_address(place, nest)
+    path = locate(Path(place).expanduser(), allow_pickle=allow_pickle)
+    if path.is_dir():
+        return DistributedFolder(path, nest), path
+    return open_store(path, nest), path.parent
+
+
+def _split_nest(place: str) -> tuple[str, str | None]:
+    """Return a place and the key after ``::``; a file that is named so means itself."""
+    path, mark, nest = place.partition("::")
+    with suppress(OSError):  # of names that no file can have
+        if Path(place).exists():
+            return place, None
+    return (path, nest) if mark else (place, None)
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:

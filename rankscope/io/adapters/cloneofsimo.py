@@ -2,7 +2,8 @@
 
 ``unet:0:down`` (r, in) and ``unet:0:up`` (out, r) count the layers of a model in the order in
 which its classes were walked; the header has the classes and the ranks, and no names. There is
-no alpha: what training applied is folded into `up`. Beside them lie token embeddings.
+no alpha: what training applied is folded into `up`. Beside them lie token embeddings. Before
+that it was a bare list in a torch file, one for the model and one for its text encoder.
 """
 
 from __future__ import annotations

@@ -44,8 +44,10 @@ _NOT_WEIGHTS = (
 )
 
 
-def locate(path: Path) -> Path:
+def locate(path: Path, *, allow_pickle: bool = False) -> Path:
     """Return the one file of tensors that a path means; a file means itself.
+
+    With `allow_pickle` a distributed checkpoint, which is a folder, means itself as well.
 
     Raises
     ------
@@ -57,6 +59,10 @@ def locate(path: Path) -> Path:
             return path  # opening it says what is wrong, if anything is
         inside = sorted(path.iterdir(), key=lambda p: natural_key(p.name))
         found = _meant([p for p in inside if _holds_weights(p)])
+        if not found and any(p.suffix == ".distcp" for p in inside):
+            if allow_pickle:
+                return path
+            raise _distributed(path)
         if len(found) != 1:
             raise _not_one(path, found, inside)
     except OSError as error:
@@ -94,8 +100,6 @@ def _meant(found: list[Path]) -> list[Path]:
 
 
 def _not_one(folder: Path, found: list[Path], inside: list[Path]) -> SourceError:
-    if not found and any(p.suffix == ".distcp" for p in inside):
-        return _distributed(folder)
     if not found:
         found = [p for p in inside if p.is_dir() and any(map(_holds_weights, p.iterdir()))]
     foreign = [p for p in inside if p.name.endswith(tuple(FOREIGN))]
@@ -133,6 +137,5 @@ def _distributed(folder: Path) -> SourceError:
         where=printable(str(folder)),
         expected="safetensors, a torch.save archive (.bin, .pt, .pth), or .npz",
         got=".metadata and .distcp files",
-        fix="if you trust it: python -m torch.distributed.checkpoint.format_utils "
-        "dcp_to_torch FOLDER model.pt",
+        fix="if you trust it: --allow-pickle, or allow_pickle=True in Python",
     )

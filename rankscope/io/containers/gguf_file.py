@@ -15,6 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from rankscope.errors import SourceError
+from rankscope.io.containers.gguf_header import bounded_reader
 from rankscope.io.containers.store import (
     FileStore,
     TensorInfo,
@@ -36,7 +37,7 @@ _DTYPES = {
     "I32": "int32",
     "I64": "int64",
 }
-_SPLIT = "split.count"
+_SPLIT = ("split.no", "split.count", "split.tensors.count")
 _STACK = "_exps.weight"
 
 
@@ -62,15 +63,32 @@ class GGUFFile(FileStore):
 
     @cached_property
     def _reader(self) -> Any:
-        bounded = type("Bounded", (self._library.GGUFReader,), {"_get": _get})
+        bounded = bounded_reader(self._library)
         try:
             reader = bounded(self.path)
             for tensor in reader.tensors:
                 self._check_extent(tensor)
         except Exception as error:  # gguf raises whatever damaged bytes provoke
             raise self._unreadable(error) from error
-        self._check_whole(reader)
+        if reader.byte_order != "I":
+            raise SourceError(
+                "this GGUF file is not read",
+                where=self.label,
+                expected="a little-endian file",
+                got="big-endian",
+                fix="convert it with gguf_convert_endian.py of llama.cpp",
+            )
         return reader
+
+    @property
+    def split(self) -> tuple[int, int, int]:
+        """Which part it is, from 0, of how many, and how many tensors all have."""
+        fields = self._reader.fields
+        try:
+            numbers = [int(fields[key].contents()) if key in fields else 0 for key in _SPLIT]
+        except (ValueError, TypeError) as error:
+            raise self._unreadable(error) from error
+        return numbers[0], numbers[1], numbers[2]
 
     def _check_extent(self, tensor: Any) -> None:
         # In Python's numbers: the library's product of the dimensions can wrap around.
@@ -78,20 +96,6 @@ class GGUFFile(FileStore):
         end = int(tensor.data_offset) + int(tensor.n_bytes)
         if count != int(tensor.n_elements) or end > self.path.stat().st_size:
             raise ValueError(f"tensor {tensor.name!r} reaches beyond the file")
-
-    def _check_whole(self, reader: Any) -> None:
-        parts = reader.fields.get(_SPLIT)
-        split = parts is not None and int(parts.contents()) > 1
-        if split or reader.byte_order != "I":
-            raise SourceError(
-                "this GGUF file is not read",
-                where=self.label,
-                expected="one file with the whole model, little-endian",
-                got="one part of several" if split else "big-endian",
-                fix="merge the parts: llama-gguf-split --merge FIRST OUT.gguf"
-                if split
-                else "convert it with gguf_convert_endian.py of llama.cpp",
-            )
 
     @cached_property
     def _by_name(self) -> dict[str, Any]:
@@ -175,17 +179,3 @@ def check_no_stacks(store: TensorStore) -> None:
 
 def _shape(tensor: Any) -> tuple[int, ...]:
     return tuple(int(n) for n in reversed(tensor.shape.tolist()))
-
-
-def _get(
-    reader: Any, offset: int, dtype: Any, count: int = 1, override_order: str | None = None
-) -> Any:
-    """Return numbers of the header, or raise at the end of the file.
-
-    The library's own returns fewer, and would walk through a list of 2⁶⁰ empty entries.
-    """
-    end = int(offset) + np.dtype(dtype).itemsize * int(count)
-    if end > len(reader.data):
-        raise IndexError(f"{int(count):,} entries that the file does not have")
-    part = reader.data[int(offset) : end].view(dtype)
-    return part.view(part.dtype.newbyteorder(override_order or reader.byte_order))

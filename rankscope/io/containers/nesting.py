@@ -21,6 +21,8 @@ _WRAPPERS = (
     "params",
     "params_ema",
     "ema",
+    "ema_model",
+    "model_ema",
     "generator",
     "net",
     "network",
@@ -31,15 +33,18 @@ _WRAPPERS = (
 _DEPTH = 8
 
 
-def peeled(content: object, label: str) -> dict[str, Tensor]:
+def peeled(content: object, label: str, nest: str | None = None) -> dict[str, Tensor]:
     """Return the flat tensors of a model out of the dictionaries that wrap them.
 
-    Entries beside the model (counters, options, the optimizer) are left out.
+    Entries beside the model (counters, options, the optimizer) are left out. Of several
+    models `nest` says which is meant: the key that it stands under, or several, one inside
+    the other, with ``::`` between.
 
     Raises
     ------
     SourceError
-        If there are none, or several models and nothing says which is meant.
+        If there are none, or several models and nothing says which is meant, or none under
+        that key.
 
     Examples
     --------
@@ -47,11 +52,17 @@ def peeled(content: object, label: str) -> dict[str, Tensor]:
     >>> list(peeled({"step": 3, "model": {"state_dict": {"w": torch.ones(1)}}}, "x.pt"))
     ['w']
     """
+    keys = [] if nest is None else nest.split("::")
     for _ in range(_DEPTH):
         if not isinstance(content, Mapping):
             break
+        if keys and _holds_tensors(content.get(keys[0])):
+            content = content[keys.pop(0)]
+            continue
         choices = [key for key in _WRAPPERS if _holds_tensors(content.get(key))]
         flat = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+        if keys and (len(choices) != 1 or _has_matrix(flat)):
+            raise _no_such(label, keys[0], [*choices, *flat])
         if len(choices) > 1 or (choices and _has_matrix(flat)):
             raise _ambiguous(label, [*choices, *flat])
         if not choices and flat:
@@ -85,14 +96,27 @@ def _has_matrix(flat: Mapping[str, Tensor]) -> bool:
 
 
 def _ambiguous(label: str, choices: list[str]) -> SourceError:
-    listed = ", ".join(map(printable, choices[:8])) + (" …" if len(choices) > 8 else "")
     return SourceError(
         "the checkpoint holds several models",
         where=label,
         expected="one dictionary of tensors",
-        got=listed,
-        fix=f"save the one you mean, such as checkpoint[{choices[0]!r}], in a file of its own",
+        got=_listed(choices),
+        fix=f"name the one you mean: {label}::{printable(choices[0])}",
     )
+
+
+def _no_such(label: str, key: str, found: list[str]) -> SourceError:
+    return SourceError(
+        "the checkpoint holds no model of this name",
+        where=label,
+        expected=f"tensors under the key {key!r}",
+        got=_listed(found),
+        fix="name one of these after '::', or none if there is only one",
+    )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(printable, names[:8])) + (" …" if len(names) > 8 else "") or "none"
 
 
 def _shown(content: object) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, final
@@ -14,6 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from rankscope.errors import SourceError
+from rankscope.io.containers.header import DTYPES, unique
 from rankscope.io.containers.store import (
     FileStore,
     TensorInfo,
@@ -22,25 +22,6 @@ from rankscope.io.containers.store import (
 )
 
 __all__ = ["SafetensorsFile"]
-
-_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U64": "uint64",
-    "U32": "uint32",
-    "U16": "uint16",
-    "U8": "uint8",
-    "BOOL": "bool",
-    "C64": "complex64",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-}
 
 
 @final
@@ -69,7 +50,7 @@ class SafetensorsFile(FileStore):
         parts = ((name, file.get_slice(name)) for name in file.keys())  # noqa: SIM118 - no dict
         return {
             name: TensorInfo(
-                _DTYPES.get(part.get_dtype(), part.get_dtype()), tuple(part.get_shape())
+                DTYPES.get(part.get_dtype(), part.get_dtype()), tuple(part.get_shape())
             )
             for name, part in parts
         }
@@ -96,12 +77,4 @@ class SafetensorsFile(FileStore):
 
     def _check_unique(self) -> None:
         # The library keeps the last of two entries of one name; which was meant is unknown.
-        json.loads(self._header()[8:], object_pairs_hook=_unique)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        name, count = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"{count} entries named {name!r}")
-    return content
+        json.loads(self._header()[8:], object_pairs_hook=unique)

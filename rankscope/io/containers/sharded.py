@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, final
@@ -26,6 +26,9 @@ from rankscope.io.containers.torch_file import TorchFile
 
 __all__ = ["INDEX_SUFFIXES", "Sharded"]
 
+# From the shards' names to the shards.
+_Opener = Callable[[Iterable[str]], Mapping[str, TensorStore]]
+
 _READERS: dict[str, Callable[[Path], TensorStore]] = {
     ".safetensors.index.json": SafetensorsFile,
     ".bin.index.json": TorchFile,
@@ -37,7 +40,23 @@ _SHARDS = 10_000
 
 @final
 class Sharded(FileStore):
-    """The shards that an index lists; what else lies in the folder is not looked at."""
+    """The shards that an index lists; what else lies in the folder is not looked at.
+
+    Parameters
+    ----------
+    path : Path
+        The index.
+    shards : callable, optional
+        From the shards' names to the shards by name, where they do not lie beside the index.
+    """
+
+    def __init__(self, path: Path, shards: _Opener | None = None) -> None:
+        super().__init__(path)
+        self._open = shards
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_open": self._open}
 
     @cached_property
     def _index(self) -> dict[str, str]:
@@ -55,9 +74,11 @@ class Sharded(FileStore):
             ) from error
 
     @cached_property
-    def _shards(self) -> dict[str, TensorStore]:
+    def _shards(self) -> Mapping[str, TensorStore]:
         reader = _READERS[_suffix(self.path)]
         names = sorted(set(self._index.values()))
+        if self._open is not None:
+            return self._open(names)
         return {name: reader(self._shard(name)) for name in names}
 
     def _shard(self, name: str) -> Path:

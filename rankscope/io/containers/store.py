@@ -16,6 +16,7 @@ from rankscope.errors import SourceError
 
 __all__ = [
     "FileStore",
+    "NestedStore",
     "TensorInfo",
     "TensorStore",
     "check_names",
@@ -100,6 +101,24 @@ class FileStore(TensorStore):
         # Open handles and what was read through them stay in this process, and another one may
         # have another working folder.
         return {"path": self.path.absolute(), "label": self.label}
+
+
+class NestedStore(FileStore):
+    """A file that may hold several models side by side; `nest` is the key of the one meant."""
+
+    def __init__(self, path: Path, nest: str | None = None) -> None:
+        super().__init__(path)
+        self.nest = nest
+        if nest is not None:
+            self.label = printable(f"{path}::{nest}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"nest": self.nest}
+
+    @property
+    def which(self) -> dict[str, str]:
+        """What the provenance says beside the file, as two models of it share its header."""
+        return {} if self.nest is None else {"nest": self.nest}
 
 
 def describe(content: Mapping[str, Tensor]) -> dict[str, TensorInfo]:

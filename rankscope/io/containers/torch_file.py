@@ -21,9 +21,10 @@ from typing_extensions import override
 
 from rankscope.errors import SourceError
 from rankscope.io.containers.archive import check_stored
+from rankscope.io.containers.listed import by_number
 from rankscope.io.containers.nesting import peeled
 from rankscope.io.containers.store import (
-    FileStore,
+    NestedStore,
     TensorInfo,
     describe,
     file_record,
@@ -38,8 +39,16 @@ _FILLER = re.compile(rb"c(__builtin__|builtins)\nbytearray\n")
 
 
 @final
-class TorchFile(FileStore):
-    """A ``torch.save`` archive of tensors, loaded without executing anything in it."""
+class TorchFile(NestedStore):
+    """A ``torch.save`` archive of tensors, loaded without executing anything in it.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    nest : str, optional
+        Which of several models in it: the key that it stands under.
+    """
 
     @cached_property
     def _content(self) -> dict[str, Tensor]:
@@ -57,7 +66,7 @@ class TorchFile(FileStore):
                 got=printable(_reason(self.path, error))[:200],
                 fix="save a plain state dict again, best as safetensors; nothing was executed",
             ) from error
-        tensors = peeled(content, self.label)
+        tensors = peeled(by_number(content, self.path), self.label, self.nest)
         for name, tensor in tensors.items():
             _check_plain(name, tensor, self.label)
         return tensors
@@ -79,9 +88,11 @@ class TorchFile(FileStore):
                 # The pickle names every tensor, shape and dtype: the archive's header.
                 ends = ("data.pkl", _POLICY)
                 name = next(n for n in archive.namelist() if n.endswith(ends))
-                return file_record(self.path, hashlib.sha256(archive.read(name)))
-        with self.path.open("rb") as file:
-            return file_record(self.path, hashlib.file_digest(file, "sha256"))
+                digest = hashlib.sha256(archive.read(name))
+        else:
+            with self.path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256")
+        return file_record(self.path, digest) | self.which
 
 
 def _load(file: Path | io.BytesIO, label: str) -> object:
