@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from rankscope.analysis.extract import extract as extract
     from rankscope.analysis.formats import formats as formats
     from rankscope.analysis.info import info as info
     from rankscope.analysis.rank import rank as rank
+    from rankscope.analysis.resize import resize as resize
     from rankscope.analysis.similarity import similarity as similarity
     from rankscope.analysis.spectrum import spectrum as spectrum
     from rankscope.errors import RankscopeError as RankscopeError
@@ -52,6 +54,7 @@ _HOMES = {
     "TrainingConfig": "training",
     "Update": "updates",
     "UpdateSet": "io.updateset",
+    "extract": "analysis.extract",
     "figure_rank": "plots",
     "figure_similarity": "plots",
     "figure_spectrum": "plots",
@@ -62,6 +65,7 @@ _HOMES = {
     "plot_similarity": "plots",
     "plot_spectrum": "plots",
     "rank": "analysis.rank",
+    "resize": "analysis.resize",
     "similarity": "analysis.similarity",
     "spectrum": "analysis.spectrum",
     "svd": "spectra",

@@ -21,6 +21,8 @@ _COMMANDS = {
     "similarity": "Compare the directions of two sources, beside chance.",
     "rank": "Measure the rank of every update, by every definition.",
     "spectrum": "List the singular values of every update.",
+    "resize": "Cut an adapter down to a rank, an energy or a size.",
+    "extract": "Make an adapter out of a full fine-tune.",
     "formats": "List what can be read, and against what it is tested.",
     "train": "Train a small model, or adapt it with LoRA or in full.",
 }
