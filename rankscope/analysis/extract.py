@@ -9,6 +9,7 @@ import torch
 from rankscope.analysis.selection import opened
 from rankscope.analysis.truncation import Precision, Size, truncate
 from rankscope.errors import SourceError
+from rankscope.io.names import kind_of
 from rankscope.io.recipes import Difference
 from rankscope.io.sources import Source
 from rankscope.io.updateset import Site, UpdateSet
@@ -96,10 +97,17 @@ def _untied(updates: UpdateSet) -> UpdateSet:
     notes = [
         f"{head} is {embedding} again and left out; {_MERGE}" for head, embedding in tied.items()
     ]
-    if embeddings and not heads:
+    if embeddings and not any(map(_has_head, embeddings)):
         notes.append(f"the checkpoint has no head of its own; where the model ties it, {_MERGE}")
     kept = [name for name in updates.names if name not in tied]
     return replace(updates.select(names=kept), notes=(*updates.notes, *notes))
+
+
+def _has_head(site: Site) -> bool:
+    """Whether the checkpoint of a site stores a head, selected or not."""
+    recipe = site.recipe
+    names = recipe.tuned.tensors if isinstance(recipe, Difference) else ()
+    return any(kind_of(name.removesuffix(".weight")) == "head" for name in names)
 
 
 def _same(one: Site, other: Site) -> bool:

@@ -41,7 +41,7 @@ def resize(
         Parameters of the whole adapter, or bytes such as ``"35MB"``: ranks go where they keep
         most energy, see `rankscope.measures.allocation.allocate`.
     base : path, state dict or module, optional
-        The base weights, for updates that depend on them.
+        The base weights, for updates that depend on them, or whose convolution only they show.
     alpha : float, optional
         LoRA's alpha, for files that do not say it.
     dtype : {"float32", "bfloat16", "float16"}

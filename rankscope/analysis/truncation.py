@@ -134,8 +134,10 @@ class _Cutter:
     def piece(self, module: str, allotted: Mapping[str, int]) -> _Piece:
         """Return one module cut down, and the errors reached and possible."""
         site, update = self.updates.site(module), self.updates[module].to(self.device)
-        most = self.size.rank if self.size.rank is not None else allotted.get(module)
+        most = self.size.rank or allotted.get(module)
         spectrum = svd(update, _needed(update, most))
+        # A zero update needs no place; any other fails here if PEFT has none.
+        kernel = kernel_of(self.updates, site) if spectrum.directions else ()
         count = self._count(spectrum, most)
         norm = math.sqrt(spectrum.energy)
         kept, rest = _shares(spectrum, count)
@@ -153,7 +155,6 @@ class _Cutter:
         }
         if not count:
             return _Piece(row, None)
-        kernel = kernel_of(self.updates, site)
         factors = self._factors(spectrum, count)
         error = _distance(update, factors.to(self.device)) / norm
         return _Piece(row | {"relative_error": error}, factors, kernel)
@@ -161,8 +162,7 @@ class _Cutter:
     def _count(self, spectrum: Spectrum, most: int | None) -> int:
         if self.size.energy is not None:
             most = energy_rank(spectrum.values, self.size.energy)
-        assert most is not None
-        return min(most, spectrum.directions)
+        return min(most or 0, spectrum.directions)
 
     def _factors(self, spectrum: Spectrum, count: int) -> FactoredUpdate:
         """Return the first directions as two factors of equal size, rounded to the dtype."""
@@ -256,14 +256,16 @@ def _distance(update: Update, factors: FactoredUpdate) -> float:
 
 
 def _as_set(updates: UpdateSet, pieces: list[_Piece]) -> UpdateSet:
-    store = StateDict({k: v for p in pieces for k, v in p.tensors().items()}, updates.source)
+    kept = [piece for piece in pieces if piece.factors is not None]
+    tensors = {name: tensor for piece in kept for name, tensor in piece.tensors().items()}
+    store = StateDict(tensors, updates.source) if tensors else None
     return replace(
         updates,
         format="peft",
         sites=tuple(
             factored_site(store, piece.row["module"], *piece.names, 1.0)
-            for piece in pieces
-            if piece.factors is not None
+            for piece in kept
+            if store is not None
         ),
         unread=(),
         config=_base_name(updates) | updates.config,

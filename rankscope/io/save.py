@@ -174,7 +174,13 @@ def kernel_of(updates: UpdateSet, site: Site) -> tuple[int, ...]:
     elif isinstance(recipe, Difference) and isinstance(recipe.tuned, Aligned):
         shape = recipe.tuned.store.tensors[recipe.tuned.parts[recipe.name].name].shape
     else:
-        shape = _shape_in_base(updates, site) if _is_convolution(recipe) else ()
+        shape = _shape_in_base(updates, site)
+        if not shape and _is_convolution(recipe):
+            raise _refused(
+                updates,
+                "matrices, a convolution's two LoRA factors, or the base that tells its kernel",
+                f"{site.module}, a convolution by another method",
+            )
     return shape[1:] if len(shape) > 2 else ()
 
 
@@ -196,17 +202,12 @@ def _is_convolution(recipe: Recipe) -> bool:
 
 
 def _shape_in_base(updates: UpdateSet, site: Site) -> tuple[int, ...]:
-    """Return the stored shape of a weight whose own factors do not tell it."""
+    """Return the stored shape of a weight; () if there is none, or of another size."""
     stored = {} if updates.base is None else updates.base.tensors
     name = base_name(site.module, stored)
     shape = () if name is None else stored[name].shape
-    if not shape or (shape[0], math.prod(shape[1:])) != site.shape:
-        raise _refused(
-            updates,
-            "matrices, a convolution's two LoRA factors, or the base that tells its kernel",
-            f"{site.module}, a convolution by another method",
-        )
-    return shape
+    fits = len(shape) > 1 and (shape[0], math.prod(shape[1:])) == site.shape
+    return shape if fits else ()
 
 
 def _balanced(update: FactoredUpdate) -> FactoredUpdate:
