@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -53,11 +54,16 @@ def provenance(
         "options": dict(options),
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in packages},
+            **{name: _version(name) for name in packages},
         },
         "device": device,
         "threads": torch.get_num_threads(),
     }
+
+
+@cache
+def _version(package: str) -> str:
+    return version(package)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import weakref
 
 import numpy as np
 import peft
@@ -19,6 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import rankscope as rs
 from rankscope.analysis.budget import parse_budget
 from rankscope.errors import AdapterError, OutputError, SourceError, UpdateError
+from rankscope.io.recipes import Difference
 from rankscope.measures.allocation import allocate
 from rankscope.training.folder import load_model
 
@@ -448,7 +450,7 @@ class TestExtract:
         result = rs.extract(tuned, base, rank=1)
         assert "fc.bias" not in result.not_covered
         assert {"block.norm.weight", "conv.bias", "new.bias"} <= set(result.not_covered)
-        assert any("matrices only" in note for note in result.notes)
+        assert any("are not in the adapter" in note for note in result.notes)
 
     def test_what_is_no_module_fails_alone(self, rng, tmp_path):
         base = {
@@ -477,6 +479,24 @@ class TestExtract:
         assert rs.extract(tuned, base, rank=1).updates.names == ["lm_head", "wte"]
         del base["lm_head.weight"], tuned["lm_head.weight"]
         assert any("where the model ties it" in n for n in rs.extract(tuned, base, rank=1).notes)
+
+    def test_one_difference_is_in_memory_at_a_time(self, rng, monkeypatch):
+        live, most = weakref.WeakSet(), 0
+        build = Difference.build
+
+        def watched(recipe):
+            nonlocal most
+            update = build(recipe)
+            live.add(update)
+            most = max(most, len(live))
+            return update
+
+        monkeypatch.setattr(Difference, "build", watched)
+        pair = pair_of(*(gaussian(6, 4, rng=rng) for _ in range(9)))
+        for size in ({"rank": 1}, {"energy": 0.5}, {"budget": 60}):
+            most = 0
+            assert len(rs.extract(*pair, **size).table) == 9
+            assert most == 1
 
     def test_an_adapter_is_no_fine_tune(self, data):
         with pytest.raises(SourceError, match="no full fine-tune"):
@@ -539,13 +559,23 @@ class TestBadInput:
             assert [f["module"] for f in result.failures] == ["h.1.q"]
             assert result.updates.names == ["h.0.q"]
 
-    def test_flat_names_are_said(self, rng):
+    @pytest.mark.parametrize(
+        ("name", "own"),
+        [("lora_unet_mid_attn_to_q", False), ("h.0.q", True), ("lora_te_x.0.q", False)],
+    )
+    def test_names_that_are_no_paths_are_said(self, name, own, rng):
         tensors = {
-            "lora_unet_mid_attn_to_q.lora_down.weight": torch.randn(2, 4, generator=rng),
-            "lora_unet_mid_attn_to_q.lora_up.weight": torch.randn(4, 2, generator=rng),
-            "lora_unet_mid_attn_to_q.alpha": torch.tensor(2.0),
+            f"{name}.lora_down.weight": torch.randn(2, 4, generator=rng),
+            f"{name}.lora_up.weight": torch.randn(4, 2, generator=rng),
+            f"{name}.alpha": torch.tensor(2.0),
         }
-        assert any("PEFT will not find" in n for n in rs.resize(tensors, rank=1).notes)
+        said = any("PEFT will not find" in note for note in rs.resize(tensors, rank=1).notes)
+        assert said is not own
+
+    def test_numbers_are_no_names(self, rng):
+        tensors = {f"w_{x}_000": torch.randn(*s, generator=rng) for x, s in
+                   (("a", (2, 4)), ("b", (4, 2)))}  # fmt: skip
+        assert any("PEFT will not find" in note for note in rs.resize(tensors, rank=1).notes)
 
 
 class TestCommand:

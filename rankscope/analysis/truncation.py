@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -15,7 +16,6 @@ from rankscope.analysis.budget import parse_budget
 from rankscope.analysis.engine import map_modules, resolve_device
 from rankscope.errors import UpdateError
 from rankscope.io.adapters.family import factored_site
-from rankscope.io.hub import repository_of
 from rankscope.io.names import FLAT_PREFIXES
 from rankscope.io.recipes import Difference
 from rankscope.io.save import kernel_of
@@ -35,6 +35,11 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+# A module's own path: no number of a file without names, no underscores in place of dots.
+_PATH = re.compile(rf"(?!{'|'.join(FLAT_PREFIXES)})[A-Za-z_][\w.]*")
+# The hub's cache: models--org--name/snapshots/<commit>/…
+_IN_CACHE = re.compile(r"models--([^/\\]+)[/\\]snapshots[/\\]")
 
 _COLUMNS = {
     "module": "str",
@@ -139,7 +144,6 @@ class _Cutter:
         # A zero update needs no place; any other fails here if PEFT has none.
         kernel = kernel_of(self.updates, site) if spectrum.directions else ()
         count = self._count(spectrum, most)
-        norm = math.sqrt(spectrum.energy)
         kept, rest = _shares(spectrum, count)
         row = {
             "module": module,
@@ -151,12 +155,12 @@ class _Cutter:
             "relative_error": math.sqrt(rest),  # of nothing, where nothing is written
             "best_error": math.sqrt(rest),
             "bytes": count * sum(site.shape) * self.dtype.itemsize,
-            "frobenius": norm,
+            "frobenius": math.sqrt(spectrum.energy),
         }
         if not count:
             return _Piece(row, None)
         factors = self._factors(spectrum, count)
-        error = _distance(update, factors.to(self.device)) / norm
+        error = _error(update, factors.to(self.device), spectrum.energy)
         return _Piece(row | {"relative_error": error}, factors, kernel)
 
     def _count(self, spectrum: Spectrum, most: int | None) -> int:
@@ -247,12 +251,12 @@ def _shares(spectrum: Spectrum, count: int) -> tuple[float, float]:
     return kept / (kept + rest), rest / (kept + rest)
 
 
-def _distance(update: Update, factors: FactoredUpdate) -> float:
-    """Return the Frobenius norm of ΔW less what is written."""
-    if isinstance(update, FactoredUpdate):
-        return (update - factors).norm()
-    up, down = factors.up.double(), factors.down.double()
-    return float(torch.linalg.vector_norm(torch.addmm(update.dense(), up, down, alpha=-1)))
+def _error(update: Update, factors: FactoredUpdate, energy: float) -> float:
+    """Return ‖ΔW − what is written‖ / ‖ΔW‖."""
+    square = 1 + (factors.inner(factors) - 2 * update.inner(factors)) / energy
+    if square > 1e-8:
+        return math.sqrt(square)
+    return (update - factors).norm() / math.sqrt(energy)  # too small for a difference of sums
 
 
 def _as_set(updates: UpdateSet, pieces: list[_Piece]) -> UpdateSet:
@@ -274,11 +278,11 @@ def _as_set(updates: UpdateSet, pieces: list[_Piece]) -> UpdateSet:
 
 
 def _base_name(updates: UpdateSet) -> dict[str, Any]:
-    """Return which model of the hub the base is, for the adapter's configuration."""
+    """Return which repository of the hub's cache the base lies in, as PEFT names a base."""
     files = () if updates.base is None else updates.base.files
-    paths = [file["path"] for file in files if file["path"] is not None]
-    repository = repository_of(paths[0]) if paths else None
-    return {} if repository is None else {"base_model_name_or_path": repository}
+    found = (_IN_CACHE.search(str(file["path"])) for file in files)
+    names = [match[1].replace("--", "/") for match in found if match]
+    return {"base_model_name_or_path": names[0]} if names else {}
 
 
 def _total(table: pd.DataFrame, dtype: torch.dtype) -> dict[str, Any]:
@@ -316,9 +320,9 @@ def _notes(
         "updates are zero (untrained) and left out": table[zero].module,
         "updates get no direction and are left out": table[none & ~zero].module,
         f"updates have fewer than {size.rank} directions and keep all": table[capped].module,
-        "tensors are not in the adapter, which holds matrices only": not_covered,
+        "other tensors, such as biases and norms, are not in the adapter": not_covered,
         "names are not a model's own, so PEFT will not find their modules": [
-            name for name in table.module if name.startswith(FLAT_PREFIXES)
+            name for name in table.module if not _PATH.fullmatch(name)
         ],
     }
     found = {what: list(names) for what, names in said.items()}

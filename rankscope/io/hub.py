@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 
@@ -20,7 +19,7 @@ from rankscope.io.containers.folder import locate
 from rankscope.io.containers.sharded import INDEX_SUFFIXES
 from rankscope.io.containers.store import printable
 
-__all__ = ["PREFIX", "Address", "download", "parse", "repository_of"]
+__all__ = ["PREFIX", "Address", "download", "parse"]
 
 PREFIX = "hf://"
 _CONFIG = "adapter_config.json"
@@ -113,22 +112,6 @@ def download(text: str) -> Path:
         for name in _companions(chosen, path, names):
             hub.hf_hub_download(address.repository, name, revision=commit)
     return _of_commit(address, path, chosen, commit)
-
-
-def repository_of(path: str | Path) -> str | None:
-    """Return the repository that a file in the hub's cache came from; None outside of it.
-
-    Examples
-    --------
-    >>> repository_of("/cache/models--org--name/snapshots/0a1b/model.safetensors")
-    'org/name'
-    """
-    parts = Path(path).parts
-    for folder, below in pairwise(parts):
-        kind, _, name = folder.partition("--")
-        if kind == "models" and below == "snapshots":
-            return name.replace("--", "/")
-    return None
 
 
 def _library(address: Address) -> ModuleType:
