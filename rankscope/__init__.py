@@ -15,10 +15,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from rankscope.analysis.amplification import amplification as amplification
     from rankscope.analysis.compare import compare as compare
+    from rankscope.analysis.extract import extract as extract
     from rankscope.analysis.formats import formats as formats
     from rankscope.analysis.info import info as info
     from rankscope.analysis.intruders import intruders as intruders
     from rankscope.analysis.rank import rank as rank
+    from rankscope.analysis.resize import resize as resize
     from rankscope.analysis.similarity import similarity as similarity
     from rankscope.analysis.spectrum import spectrum as spectrum
     from rankscope.errors import RankscopeError as RankscopeError
@@ -57,6 +59,7 @@ _HOMES = {
     "UpdateSet": "io.updateset",
     "amplification": "analysis.amplification",
     "compare": "analysis.compare",
+    "extract": "analysis.extract",
     "figure_rank": "plots",
     "figure_similarity": "plots",
     "figure_spectrum": "plots",
@@ -68,6 +71,7 @@ _HOMES = {
     "plot_similarity": "plots",
     "plot_spectrum": "plots",
     "rank": "analysis.rank",
+    "resize": "analysis.resize",
     "similarity": "analysis.similarity",
     "spectrum": "analysis.spectrum",
     "svd": "spectra",

@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,15 +17,19 @@ import pandas as pd
 import torch
 
 from rankscope.errors import OutputError, UpdateError
-from rankscope.io.write import replacing
+from rankscope.io.write import check_empty, is_folder, replacing
 from rankscope.tables import as_latex, as_markdown, as_text, plain, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from rankscope.io.updateset import UpdateSet
+
 __all__ = [
+    "ExtractResult",
     "InfoResult",
     "RankResult",
+    "ResizeResult",
     "Result",
     "SimilarityResult",
     "SpectrumResult",
@@ -49,11 +54,16 @@ def provenance(
         "options": dict(options),
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in packages},
+            **{name: _version(name) for name in packages},
         },
         "device": device,
         "threads": torch.get_num_threads(),
     }
+
+
+@cache
+def _version(package: str) -> str:
+    return version(package)
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,12 +331,80 @@ class InfoResult(Result):
         return self.table.assign(unread=[len(names) for names in self.table.unread])
 
 
-def unknown_suffix(path: Path) -> OutputError:
+@dataclass(frozen=True, eq=False, repr=False)
+class ResizeResult(Result):
+    """Updates of smaller rank and their errors; columns as in ``rankscope.resize/1``.
+
+    Attributes
+    ----------
+    updates : UpdateSet
+        The new factors, in memory, as they will be written.
+    total : dict
+        Of all rows together: `parameters`, `bytes`, `energy_kept`, `relative_error`.
+    left_out : tuple of str
+        Modules of rank 0, which the adapter does not hold.
+    not_covered : tuple of str
+        Tensors of the source that no adapter of this kind can hold, such as biases and norms.
+    """
+
+    schema: ClassVar[str] = "rankscope.resize/1"
+    hidden: ClassVar[tuple[str, ...]] = ("layer", "frobenius")
+
+    updates: UpdateSet = field(kw_only=True)
+    total: dict[str, Any] = field(kw_only=True)
+    left_out: tuple[str, ...] = ()
+    not_covered: tuple[str, ...] = ()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the adapter where `path` has no suffix, otherwise the table, as every result.
+
+        The folder must be new or empty. What follows a last dot counts as a suffix unless it
+        is a number, as in ``runs/energy-0.95``.
+
+        Raises
+        ------
+        OutputError
+            If the folder holds anything, or something cannot be written.
+        AdapterError
+            If there is no module to write.
+        """
+        if is_folder(path):
+            check_empty(path)
+            self.updates.save(path)
+        else:
+            super().save(path)
+
+    def to_text(self) -> str:
+        """Return the table and a line of totals."""
+        kept, error = self.total["energy_kept"], self.total["relative_error"]
+        size = f"{self.total['parameters']:,} parameters, {self.total['bytes']:,} bytes"
+        totals = f"total: {size}, energy kept {short(kept)}, relative error {short(error)}"
+        return f"{super().to_text()}\n{totals}"
+
+    def extra(self) -> dict[str, Any]:
+        """Return the totals and what the adapter does not hold."""
+        return {
+            "total": self.total,
+            "left_out": list(self.left_out),
+            "not_covered": list(self.not_covered),
+        }
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ExtractResult(ResizeResult):
+    """Adapters out of a full fine-tune; columns as in ``rankscope.extract/1``."""
+
+    schema: ClassVar[str] = "rankscope.extract/1"
+
+
+def unknown_suffix(
+    path: Path, suffixes: tuple[str, ...] = TABLE_SUFFIXES + FIGURE_SUFFIXES
+) -> OutputError:
     """Return the error for a suffix that no writer serves."""
     return OutputError(
         "this kind of output is not known",
         where=str(path),
-        expected=f"one of {' '.join(TABLE_SUFFIXES + FIGURE_SUFFIXES)}",
+        expected=f"one of {' '.join(suffixes)}",
         got=path.suffix or "no suffix",
         fix="choose the form by the file's suffix",
     )

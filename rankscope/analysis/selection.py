@@ -11,9 +11,11 @@ from rankscope.io.updateset import UpdateSet
 __all__ = ["opened", "short_names", "with_base"]
 
 
-def opened(source: Source | UpdateSet, base: Source | None, alpha: float | None) -> UpdateSet:
+def opened(
+    source: Source | UpdateSet, base: Source | None, alpha: float | None, split: str = "auto"
+) -> UpdateSet:
     """Return an opened set, or raise a `SourceError` where a selection left nothing of it."""
-    updates = open_updates(source, base, alpha=alpha)
+    updates = open_updates(source, base, alpha=alpha, split=split)
     if not len(updates):
         raise SourceError(
             "nothing is left to measure",

@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Selection",
+    "adapter_output_options",
     "base_options",
+    "check_one_size",
     "debug_option",
     "device_option",
     "output_options",
     "pickle_option",
+    "run_options",
     "selection_options",
+    "size_options",
     "split_option",
 ]
 
@@ -165,6 +169,11 @@ device_option = click.option(
     help="Where to compute; float64 everywhere.",
 )
 
+run_options = _stack(
+    device_option,
+    click.option("--threads", type=click.IntRange(1), help="Threads of the linear algebra."),
+)
+
 debug_option = click.option(
     "--debug",
     is_flag=True,
@@ -174,11 +183,37 @@ debug_option = click.option(
     help="Show the traceback of an error.",
 )
 
-output_options = _stack(
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
-    click.option("-o", "--output", "outputs", multiple=True, metavar="FILE",
-                 help="Also write FILE: .json .csv .parquet .tex .md .svg .pdf .png; repeatable."),
-    click.option("-q", "--quiet", is_flag=True, help="Print no table and no progress."),
-    click.option("-v", "--verbose", is_flag=True, help="Print every note."),
-    debug_option,
+
+def _outputs(help_: str) -> Callable[[F], F]:
+    return _stack(
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+        click.option("-o", "--output", "outputs", multiple=True, metavar="FILE", help=help_),
+        click.option("-q", "--quiet", is_flag=True, help="Print no table and no progress."),
+        click.option("-v", "--verbose", is_flag=True, help="Print every note."),
+        debug_option,
+    )
+
+
+output_options = _outputs(
+    "Also write FILE: .json .csv .parquet .tex .md .svg .pdf .png; repeatable."
+)
+
+adapter_output_options = _outputs(
+    "A new folder, without suffix, for the adapter; or the table: .json .csv .parquet .tex .md; "
+    "repeatable."
+)
+
+size_options = _stack(
+    click.option("--rank", type=click.IntRange(1), help="Directions of every update."),
+    click.option("--energy", type=click.FloatRange(0, 1, min_open=True),
+                 help="Share of each update's energy that is kept."),
+    click.option("--budget", metavar="N|35MB", help="Parameters, or bytes, of the adapter."),
+    click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
+                 default="float32", show_default=True, help="Of the numbers written."),
 )  # fmt: skip
+
+
+def check_one_size(rank: int | None, energy: float | None, budget: str | None) -> None:
+    """Refuse all but one of the three ways to say a size, as a mistake of usage."""
+    if sum(value is not None for value in (rank, energy, budget)) != 1:
+        raise click.UsageError("Give exactly one of --rank, --energy and --budget.")

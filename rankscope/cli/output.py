@@ -15,7 +15,7 @@ from rankscope.cli.group import PARTLY_DONE
 if TYPE_CHECKING:
     from rankscope.results import Result
 
-__all__ = ["check_outputs", "deliver", "set_threads"]
+__all__ = ["check_adapter_outputs", "check_outputs", "deliver", "set_threads"]
 
 _NOTES = 3
 
@@ -27,6 +27,18 @@ def check_outputs(outputs: Iterable[str]) -> None:
     for output in outputs:
         if Path(output).suffix.lower() not in TABLE_SUFFIXES + FIGURE_SUFFIXES:
             raise unknown_suffix(Path(output))
+
+
+def check_adapter_outputs(outputs: Iterable[str]) -> None:
+    """Refuse what is no table, and a folder that holds something, before the work."""
+    from rankscope.io.write import check_empty, is_folder
+    from rankscope.results import TABLE_SUFFIXES, unknown_suffix
+
+    for output in outputs:
+        if is_folder(output):
+            check_empty(output)
+        elif Path(output).suffix.lower() not in TABLE_SUFFIXES:
+            raise unknown_suffix(Path(output), TABLE_SUFFIXES)
 
 
 def set_threads(threads: int | None) -> None:

@@ -14,14 +14,17 @@ import torch
 from torch import Tensor
 
 from rankscope.errors import AdapterError
-from rankscope.io.recipes import Factors, Formula
+from rankscope.io.containers.aligned import Aligned
+from rankscope.io.names import base_name
+from rankscope.io.recipes import Difference, Factors, Formula
 from rankscope.io.write import write_adapter
 from rankscope.updates import FactoredUpdate
 
 if TYPE_CHECKING:
+    from rankscope.io.recipes import Recipe
     from rankscope.io.updateset import Site, UpdateSet
 
-__all__ = ["save_adapter"]
+__all__ = ["joined", "kernel_of", "save_adapter"]
 
 _KEPT = (torch.float16, torch.bfloat16, torch.float32)
 # What the source says of itself that holds for the copy too.
@@ -90,12 +93,12 @@ def save_adapter(updates: UpdateSet, folder: str | os.PathLike[str]) -> None:
     """
     if not len(updates):
         raise _refused(updates, "at least one update", "none")
-    modules = [_module(updates, site) for site in _joined(updates.sites)]
+    modules = [_module(updates, site) for site in joined(updates.sites)]
     tensors = {key: tensor for module in modules for key, tensor in module.tensors().items()}
     write_adapter(folder, tensors, _carried(updates.config) | _config(modules))
 
 
-def _joined(sites: Collection[Site]) -> list[Site]:
+def joined(sites: Collection[Site]) -> list[Site]:
     """Return the sites with every projection in place of its slices, where none is missing."""
     groups: dict[str, list[Site]] = {}
     for site in sites:
@@ -103,7 +106,7 @@ def _joined(sites: Collection[Site]) -> list[Site]:
     joined = [site for parts in groups.values() for site in _whole(parts)]
     # A head is a part of a slice, which is one of a projection.
     changed = {site.module for site in joined} != {site.module for site in sites}
-    return _joined(joined) if changed else joined
+    return joined(joined) if changed else joined
 
 
 def _whole(parts: list[Site]) -> list[Site]:
@@ -153,11 +156,10 @@ def _pattern(values: Mapping[str, float], default: float) -> dict[str, float]:
 
 
 def _module(updates: UpdateSet, site: Site) -> _Module:
-    _check_name(updates, site)
+    kernel = kernel_of(updates, site)
     update = site.recipe.build()
     if not isinstance(update, FactoredUpdate):
         raise _refused(updates, "products of factors", f"{site.module}, which is a dense matrix")
-    kernel = _kernel(updates, site)
     if update.up.dtype not in _KEPT or update.down.dtype not in _KEPT:
         update = _balanced(update)
     up, down, scale = update.up, update.down, update.scale
@@ -175,31 +177,57 @@ def _number(value: float) -> float:
     return int(value) if value == int(value) else value
 
 
-def _check_name(updates: UpdateSet, site: Site) -> None:
-    fused = site.whole is not None or site.module.endswith(".in_proj_weight")
-    if fused or "[" in site.module:
-        raise _refused(
-            updates,
-            "modules of their own, which PEFT can wrap",
-            f"{site.module}, a part of a fused parameter",
-        )
+def kernel_of(updates: UpdateSet, site: Site) -> tuple[int, ...]:
+    """Return ``(in, k, …)`` of a convolution, as its first factor is stored; () for a matrix.
 
-
-def _kernel(updates: UpdateSet, site: Site) -> tuple[int, ...]:
-    """Return (in, k, …) of a convolution's first factor, empty for a matrix."""
+    Raises
+    ------
+    AdapterError
+        If PEFT could not wrap the module: part of a fused parameter, a parameter that is no
+        module's weight, or a convolution whose kernel nothing tells.
+    """
+    _check_name(updates, site)
     recipe = site.recipe
     if isinstance(recipe, Factors):
         shape = recipe.store.tensors[recipe.down].shape
-        return shape[1:] if len(shape) > 2 else ()
-    shapes = recipe.store.tensors if isinstance(recipe, Formula) else {}
-    names = recipe.tensors.values() if isinstance(recipe, Formula) else ()
-    if any(len(shapes[name].shape) > 2 for name in names):
+    elif isinstance(recipe, Difference) and isinstance(recipe.tuned, Aligned):
+        shape = recipe.tuned.store.tensors[recipe.tuned.parts[recipe.name].name].shape
+    else:
+        shape = _shape_in_base(updates, site)
+        if not shape and _is_convolution(recipe):
+            raise _refused(
+                updates,
+                "matrices, a convolution's two LoRA factors, or the base that tells its kernel",
+                f"{site.module}, a convolution by another method",
+            )
+    return shape[1:] if len(shape) > 2 else ()
+
+
+def _check_name(updates: UpdateSet, site: Site) -> None:
+    recipe = site.recipe
+    bare = isinstance(recipe, Difference) and not recipe.name.endswith(".weight")
+    part = site.whole is not None or site.module.endswith(".in_proj_weight")
+    if bare or part or "[" in site.module:
         raise _refused(
             updates,
-            "matrices, or a convolution's two LoRA factors",
-            f"{site.module}, a convolution by another method",
+            "modules of their own, which PEFT can wrap",
+            f"{site.module}, a parameter by itself or a part of a fused one",
         )
-    return ()
+
+
+def _is_convolution(recipe: Recipe) -> bool:
+    return isinstance(recipe, Formula) and any(
+        len(recipe.store.tensors[name].shape) > 2 for name in recipe.tensors.values()
+    )
+
+
+def _shape_in_base(updates: UpdateSet, site: Site) -> tuple[int, ...]:
+    """Return the stored shape of a weight; () if there is none, or of another size."""
+    stored = {} if updates.base is None else updates.base.tensors
+    name = base_name(site.module, stored)
+    shape = () if name is None else stored[name].shape
+    fits = len(shape) > 1 and (shape[0], math.prod(shape[1:])) == site.shape
+    return shape if fits else ()
 
 
 def _balanced(update: FactoredUpdate) -> FactoredUpdate:

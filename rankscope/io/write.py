@@ -16,7 +16,14 @@ from safetensors.torch import save_file
 
 from rankscope.errors import OutputError, os_reason
 
-__all__ = ["replacing", "write_adapter", "write_json", "write_tensors"]
+__all__ = [
+    "check_empty",
+    "is_folder",
+    "replacing",
+    "write_adapter",
+    "write_json",
+    "write_tensors",
+]
 
 
 @contextmanager
@@ -121,3 +128,29 @@ def write_adapter(
     with replacing(config_path) as new_config, replacing(weights_path) as new_weights:
         new_config.write_text(_json({"peft_type": "LORA", **config}))
         _save(new_weights, tensors)
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Return whether an output means a folder: it has no suffix but perhaps a number.
+
+    Examples
+    --------
+    >>> is_folder("runs/small"), is_folder("runs/energy-0.95"), is_folder("runs/table.csv")
+    (True, True, False)
+    """
+    suffix = Path(path).suffix.removeprefix(".")
+    return not suffix or suffix.isdigit()
+
+
+def check_empty(folder: str | os.PathLike[str]) -> None:
+    """Raise an `OutputError` where a folder to be made holds something already, or is a file."""
+    target = Path(folder)
+    held = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
+    if held or (target.exists() and not target.is_dir()):
+        raise OutputError(
+            "the place for the adapter is taken",
+            where=str(target),
+            expected="a new or empty folder",
+            got=", ".join(held[:3]) + (" …" if len(held) > 3 else "") if held else "a file",
+            fix="choose another folder, or remove this one",
+        )

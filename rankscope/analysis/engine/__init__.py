@@ -6,8 +6,9 @@ result holds beside their rows. Where the tasks run changes no number.
 
 from __future__ import annotations
 
+from rankscope.analysis.engine.mapping import map_modules
 from rankscope.analysis.engine.plan import Plan, planned
 from rankscope.analysis.engine.study import How, Study, finished, run
 from rankscope.analysis.engine.task import Row, Task
 
-__all__ = ["How", "Plan", "Row", "Study", "Task", "finished", "planned", "run"]
+__all__ = ["How", "Plan", "Row", "Study", "Task", "finished", "map_modules", "planned", "run"]
