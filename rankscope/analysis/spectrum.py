@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from rankscope.analysis.engine import map_modules, resolve_device
-from rankscope.analysis.selection import opened
+from rankscope.analysis.subject import open_subjects, read_subject
 from rankscope.io.sources import Source
 from rankscope.io.updateset import UpdateSet
 from rankscope.results import SpectrumResult, provenance
@@ -32,6 +32,8 @@ def spectrum(
     *,
     base: Source | None = None,
     alpha: float | None = None,
+    of: str = "update",
+    seed: int = 0,
     device: str = "cpu",
     progress: bool = False,
 ) -> SpectrumResult:
@@ -39,7 +41,7 @@ def spectrum(
 
     Parameters
     ----------
-    source, base, alpha, device, progress
+    source, base, alpha, of, seed, device, progress
         As for `rank`.
 
     Returns
@@ -47,7 +49,8 @@ def spectrum(
     SpectrumResult
         A row per module: `singular_values`, descending, float64, in the unit of the weight;
         `energy` is ‖ΔW‖_F²; `error_bound` is the absolute error of each value. `noise_edge`
-        is undefined until the storage noise of checkpoint pairs is modelled.
+        is the largest singular value that the rounding of the storage alone makes in the
+        difference of two checkpoints; undefined for any other update.
 
     Raises
     ------
@@ -63,16 +66,16 @@ def spectrum(
     >>> rs.spectrum(tuned, base=base).table.singular_values[0].tolist()
     [3.0, 1.0]
     """
-    updates, device = opened(source, base, alpha), resolve_device(device)
+    updates, device = open_subjects(of, source, base, alpha), resolve_device(device)
     rows, failures = map_modules(
-        updates.names, lambda module: [_row(module, updates, device)], progress=progress
+        updates.names, lambda module: [_row(module, updates, device, seed)], progress=progress
     )
     return SpectrumResult(
         table=pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS),
         provenance=provenance(
             "spectrum",
             {"source": list(updates.inputs)},
-            {"alpha": updates.alpha, "modules": updates.names},
+            {"of": of, "alpha": updates.alpha, "modules": updates.names, "seed": seed},
             device,
         ),
         notes=updates.notes,
@@ -80,14 +83,15 @@ def spectrum(
     )
 
 
-def _row(module: str, updates: UpdateSet, device: str) -> dict[str, Any]:
-    site = updates.site(module)
-    result = svd(updates[module].to(device), vectors=False)
+def _row(module: str, updates: UpdateSet, device: str, seed: int) -> dict[str, Any]:
+    subject = read_subject(updates, module, device, seed)
+    result = svd(subject.update, vectors=False)
     return {
         "module": module,
-        "layer": site.layer,
-        "kind": site.kind,
+        "layer": subject.site.layer,
+        "kind": subject.site.kind,
         "singular_values": result.values.numpy(),
+        "noise_edge": None if subject.noise is None else subject.noise.edge,
         "energy": result.energy,
         "method": result.method,
         "error_bound": result.error_bound,

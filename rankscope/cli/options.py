@@ -21,6 +21,7 @@ __all__ = [
     "debug_option",
     "output_options",
     "run_options",
+    "seed_option",
     "selection_options",
 ]
 
@@ -37,11 +38,13 @@ class Selection:
     kind: frozenset[str] | None
     strict: bool
 
-    def open(self, source: str, base: str | None, alpha: float | None) -> UpdateSet:
-        """Open a source and return the selected part of it."""
-        from rankscope.io.sources import open_updates
+    def open(
+        self, source: str, base: str | None, alpha: float | None, *, of: str = "update"
+    ) -> UpdateSet:
+        """Open a source, for its updates or its weights, and return the selected part of it."""
+        from rankscope.analysis.subject import open_for
 
-        updates = open_updates(source, base, alpha=alpha)
+        updates = open_for(of, source, base, alpha)
         if self.strict and updates.unread:
             raise SourceError(
                 "the source holds tensors that are no update or are not understood",
@@ -140,6 +143,10 @@ run_options = _stack(
                  help="Where to compute; float64 everywhere."),
     click.option("--threads", type=click.IntRange(1), help="Threads of the linear algebra."),
 )  # fmt: skip
+
+seed_option = click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of random draws."
+)
 
 debug_option = click.option(
     "--debug",
