@@ -83,8 +83,9 @@ def rank(
         that it does not explain, `noise_share` its share of the energy, `noise_affected` the
         names of the measures that tell of it as much as of the update: `numerical_rank` where
         any direction is the noise's, energy ranks whose missing energy is less than the
-        noise's, others that it at least doubles. `unchanged_fraction` is the share of entries that both have exactly equal, `stored_dtype` the precision
-        that the numbers have, whatever they are held in.
+        noise's, others that it at least doubles. `unchanged_fraction` is the share of entries
+        that both have exactly equal, `stored_dtype` the precision that the numbers have,
+        whatever they are held in.
 
         For a dense update `bulk_edge` is the edge of its own bulk, from its median singular
         value, `bulk_edge_rank` the number of directions above it and `hard_threshold_rank`
