@@ -20,6 +20,7 @@ __all__ = ["rank"]
 # Of a base that is not the one a checkpoint was tuned from: ΔW is as large as W, and the two
 # weights have nothing in common.
 _LARGE, _UNRELATED = 0.9, 0.1
+_SWALLOWED = 0.9
 
 
 def rank(
@@ -80,7 +81,8 @@ def rank(
 
         For the difference of two checkpoints: `noise_edge` is the largest singular value that
         the rounding of the storage alone makes, `rank_above_noise` the number of directions
-        that it does not explain, `noise_share` its share of the energy, `noise_affected` the
+        that it does not explain, `noise_share` its share of the energy, `noise_gain` the
+        part of the update that the storage left, `noise_affected` the
         names of the measures that tell of it as much as of the update: `numerical_rank` where
         any direction is the noise's, energy ranks whose missing energy is less than the
         noise's, others that it at least doubles. `unchanged_fraction` is the share of entries
@@ -161,17 +163,24 @@ def _notes(updates: UpdateSet, table: pd.DataFrame) -> list[str]:
 
 
 def _storage_notes(table: pd.DataFrame) -> list[str]:
-    """Return the note that names the measures which tell of the storage, with their modules."""
+    """Return what the storage added to the updates, and what it took from them."""
     known = table[table.noise_affected.notna()]
     counts = Counter(name for names in known.noise_affected for name in names)
-    if not counts:
-        return []
+    notes = []
     dtypes = ", ".join(dict.fromkeys(known.stored_dtype))
-    listed = ", ".join(f"{name} in {n}" for name, n in counts.most_common())
-    return [
-        f"the rounding of the storage ({dtypes}) counts in {listed} of {len(known)} modules: "
-        "see noise_affected, noise_share and rank_above_noise"
-    ]
+    if counts:
+        listed = ", ".join(f"{name} in {n}" for name, n in counts.most_common())
+        notes.append(
+            f"the rounding of the storage ({dtypes}) counts in {listed} of {len(known)} modules: "
+            "see noise_affected, noise_share and rank_above_noise"
+        )
+    low = known[known.noise_gain < _SWALLOWED]
+    if len(low):
+        notes.append(
+            f"the storage ({dtypes}) swallowed part of {len(low)} updates, leaving "
+            f"{low.noise_gain.min():.0%} at worst: their norms are too small (noise_gain)"
+        )
+    return notes
 
 
 def _unrelated(table: pd.DataFrame) -> bool:

@@ -54,6 +54,7 @@ COLUMNS = {
     "method": "str",
     "error_bound": "float64",
     "noise_share": "float64",
+    "noise_gain": "float64",
     "noise_affected": "object",  # a list of columns
     "nuclear_rank": "float64",
     "bulk_edge": "float64",
@@ -108,7 +109,7 @@ def rank_row(subject: Subject, spectrum: Spectrum, seed: int) -> dict[str, Any]:
 
 
 def _above_noise(subject: Subject, spectrum: Spectrum, seed: int) -> int | None:
-    """Return the rank above the noise of the storage; None where nothing was rounded."""
+    """Return the rank above the noise of the storage; None where none was rounded."""
     if subject.noise is None or subject.tuned is None or subject.weight is None:
         return None
     return rank_above_noise(spectrum, subject.tuned, subject.weight, subject.noise, seed=seed)
@@ -196,6 +197,7 @@ def _noise(
         "rank_above_noise": above,
         "unchanged_fraction": unchanged,
         "noise_share": share,
+        "noise_gain": subject.noise.gain,
         "noise_affected": _noise_affected(ranks, s, above, share) if len(s) else [],
     }
 

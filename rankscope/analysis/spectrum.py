@@ -11,7 +11,6 @@ from rankscope.analysis.subject import open_subjects, read_subject
 from rankscope.io.sources import Source
 from rankscope.io.updateset import UpdateSet
 from rankscope.results import SpectrumResult, provenance
-from rankscope.spectra import svd
 
 __all__ = ["spectrum"]
 
@@ -85,7 +84,7 @@ def spectrum(
 
 def _row(module: str, updates: UpdateSet, device: str, seed: int) -> dict[str, Any]:
     subject = read_subject(updates, module, device, seed)
-    result = svd(subject.update, vectors=False)
+    result = subject.spectrum()
     return {
         "module": module,
         "layer": subject.site.layer,

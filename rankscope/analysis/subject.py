@@ -47,7 +47,7 @@ class Subject:
     tuned : Tensor or None
         W + ΔW as it is stored, for a difference of checkpoints.
     noise : StorageNoise or None
-        Of a difference of checkpoints; None where nothing was rounded.
+        Of a difference of checkpoints; None where none was rounded to 16 bits.
     dtype : str
         The precision that the numbers really have, whatever the file holds them in.
     """
@@ -60,8 +60,8 @@ class Subject:
     dtype: str
 
     def spectrum(self) -> Spectrum:
-        """Return the spectrum, with directions where the noise is told apart by them."""
-        return svd(self.update, vectors=self.noise is not None)
+        """Return all singular values."""
+        return svd(self.update, vectors=False)
 
 
 def open_for(
