@@ -236,10 +236,9 @@ def shrunk(s: Float[Tensor, " k"], shape: tuple[int, int], noise: float) -> Floa
     [3.0, 0.0]
     """
     s = s.double()
-    short, long = sorted(shape)
-    unit, beta = noise * math.sqrt(long), short / long
-    if not unit:
-        return s
-    y = s / unit
-    inside = ((y.square() - beta - 1).square() - 4 * beta).clamp_min(0)
-    return torch.where(y > 1 + math.sqrt(beta), unit * inside.sqrt() / y, 0.0)
+    short, long = (math.sqrt(d) for d in sorted(shape))
+    inner, outer = noise * (long - short), noise * (long + short)
+    # The square root factorised, so that no fourth power overflows.
+    y = s.clamp_min(outer)
+    kept = (1 - outer / y) * (1 + outer / y) * (1 - inner / y) * (1 + inner / y)
+    return torch.where(s > outer, s * kept.sqrt(), 0.0)
