@@ -317,6 +317,11 @@ class RankResult(Result):
 
         return figure_rank(self.table, **options)
 
+    def long(self) -> pd.DataFrame:
+        """Return the table with the names of the measures that noise affects in one cell."""
+        named = self.table.noise_affected.map(" ".join, na_action="ignore")
+        return self.table.assign(noise_affected=named.astype("string"))
+
     def shown(self) -> pd.DataFrame:
         """Return the columns that are printed; of the noise only where there is any."""
         shown = self.table[list(self.shown_columns)]

@@ -2,6 +2,7 @@
 
 import math
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -462,6 +463,19 @@ class TestStorageNoise:
         assert {"stable_rank", "energy_rank_90", "numerical_rank"} <= set(row.noise_affected)
         assert any("do not rise above" in note for note in result.notes)
         assert result.to_dict()["rows"][0]["noise_affected"] == row.noise_affected
+        assert result.long().noise_affected[0] == " ".join(row.noise_affected)
+
+    def test_tables_of_some_rounded_and_some_exact_modules(self, rng, tmp_path):
+        pytest.importorskip("rankscope.measures.noise")
+        base = {name: gaussian(24, 16, rng=rng).float() for name in ("a.weight", "b.weight")}
+        tuned = {"a.weight": base["a.weight"].bfloat16(), "b.weight": 2 * base["b.weight"]}
+        result = rs.rank(tuned, base=base)
+        assert result.table.noise_affected.isna().tolist() == [False, True]
+        for suffix in ("csv", "parquet", "json", "md", "tex"):
+            result.save(tmp_path / f"x.{suffix}")
+        back = pd.read_parquet(tmp_path / "x.parquet")
+        assert "numerical_rank" in back.noise_affected[0].split()
+        assert pd.isna(back.noise_affected[1])
 
     def test_float32_files_have_no_such_floor(self, rng):
         pytest.importorskip("rankscope.measures.noise")

@@ -100,6 +100,7 @@ def rank_row(subject: Subject, spectrum: Spectrum, seed: int) -> dict[str, Any]:
         **ranks,
         **_bulk(spectrum),
         **_against_base(subject, s, largest),
+        "noise_affected": None,
         **_noise(subject, ranks, s, above),
         "stored_dtype": subject.dtype,
         "state": _state(zero, above, spectrum, ranks["top1_energy"]),
