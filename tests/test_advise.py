@@ -147,6 +147,15 @@ def test_energy_is_counted_above_the_noise_of_the_storage(rng):
     assert 1 <= ranks["energy_99"] <= above < result.table.energy_rank_99[0]
 
 
+def test_what_is_below_the_noise_needs_no_rank(rng):
+    pytest.importorskip("rankscope.measures.noise")
+    base = 0.02 * gaussian(96, 64, rng=rng).float()
+    tuned = {"w.weight": base.bfloat16()}
+    advice = rs.rank(tuned, base={"w.weight": base}, budget=10_000).advice
+    assert (advice.rank_pattern, advice.left_out) == ({}, ["w"])
+    assert by_rule(advice, "w")["energy_99"] == 0
+
+
 def test_text_and_json(rng, tmp_path):
     tensors = adapter(rng, {"a": [4.0, 3.0, 0.1], "b": [2.0, 1.0, 0.5]})
     result = rs.rank(tensors, alpha=3, budget=60)

@@ -342,6 +342,18 @@ class TestAgainstTheBase:
         for name in ("bulk_edge", "bulk_edge_rank", "hard_threshold_rank"):
             assert row.isna()[name]
 
+    @pytest.mark.parametrize("size", [1e-100, 1e100])
+    def test_sizes_at_the_ends_of_float64(self, rng, size):
+        change, base = gaussian(9, 8, rng=rng), {"w.weight": gaussian(9, 8, rng=rng)}
+        factors = torch.linalg.qr(size * change)
+        adapter = {"w.lora_A.weight": factors.R, "w.lora_B.weight": size * factors.Q}
+        row = rs.rank(adapter, base=base, alpha=8, advise=True).table.iloc[0]
+        assert row.relative_norm == pytest.approx(
+            size**2 * change.norm().item() / base["w.weight"].norm().item()
+        )
+        assert row.relative_rank_1 == (8 if size > 1 else 0)
+        assert row.rank_above_base == (8 if size > 1 else 0)
+
     def test_another_models_base_is_noticed(self, rng):
         tuned, base = self.pair(rng, torch.zeros(60, 40))
         base = {"w.weight": 0.02 * gaussian(60, 40, rng=rng)}
@@ -483,4 +495,5 @@ class TestStorageNoise:
         result = rs.rank({"w.weight": base * 1.1}, base={"w.weight": base})
         assert result.table.isna()[["noise_edge", "noise_share", "noise_affected"]].all(axis=None)
         assert result.table.stored_dtype[0] == "float32"
-        assert not result.notes
+        # But their rounding has full rank as well.
+        assert [note for note in result.notes if "numerical_rank" in note] == list(result.notes)

@@ -151,7 +151,12 @@ def _notes(updates: UpdateSet, table: pd.DataFrame) -> list[str]:
     if below:
         notes.append(f"{below} updates do not rise above the rounding of the storage")
     notes.extend(_storage_notes(table))
-    pairs = any(is_pair(site) for site in updates.sites)
+    pairs = {site.module for site in updates.sites if is_pair(site)}
+    finer = table[table.module.isin(pairs) & table.noise_edge.isna()]
+    if "float32" in set(finer.stored_dtype) and finer.numerical_rank.notna().any():
+        notes.append(
+            "differences of float32 tensors: numerical_rank counts the rounding of the storage"
+        )
     if pairs and _unrelated(table):
         notes.append(
             "ΔW is as large as W and the tuned weights do not resemble the base's: is this the "

@@ -180,7 +180,7 @@ def _cosine(along: float, relative: float) -> float:
 
     `along` is the part of ΔW along W and `relative` its norm, both in units of ‖W‖.
     """
-    tuned = math.sqrt(max(1 + 2 * along + relative**2, 0.0))
+    tuned = math.sqrt(max(1 + 2 * along + relative * relative, 0.0))
     return min(max((1 + along) / tuned, -1.0), 1.0) if tuned else math.nan
 
 

@@ -116,8 +116,9 @@ def read_subject(updates: UpdateSet, module: str, device: str, seed: int) -> Sub
         tuned, base = (tensor.to(device) for tensor in site.recipe.read())
         change = DenseUpdate(tuned.double() - base.double())
         noise = storage_noise(tuned, base, seed=seed)
-        dtype = max(map(stored_precision, (tuned, base)), key=_FINEST_FIRST.index)
-        return Subject(site, change, base, tuned, noise, dtype)
+        dtypes = [stored_precision(tensor) for tensor in (tuned, base)]
+        coarser = max(dtypes, key=_FINEST_FIRST.index)
+        return Subject(site, change, base, tuned, noise, coarser)
     if isinstance(site.recipe, Stored | BaseWeight):
         whole = site.recipe.build().to(device)
         return Subject(site, whole, None, None, None, stored_precision(whole.matrix))
