@@ -220,7 +220,7 @@ def test_chance_exceeds_the_edge_as_often_as_promised(i, j, d, n):
 def test_the_limit_law_would_fail_at_few_cosines():
     n = 20_000
     largest = np.sqrt(squared_cosines(2, 2, 16, n, seed=3)[:, -1])
-    limit = math.sin(edges._soft_edge(2, 2, 16, edges._tracy_widom(0.999)))
+    limit = math.sin(edges._soft_edge(2, 2, 16, edges.tracy_widom(0.999)))
     hits = int(np.count_nonzero(largest > limit))
     assert stats.binomtest(hits, n, 0.001).pvalue < 1e-3
 
@@ -260,7 +260,7 @@ def test_the_limit_law_takes_over_without_a_jump(monkeypatch):
 
 @pytest.mark.parametrize(("level", "quantile"), [(0.95, 0.9793), (0.99, 2.0234), (0.999, 3.2722)])
 def test_tracy_widom_quantiles(level, quantile):
-    assert edges._tracy_widom(level) == pytest.approx(quantile, abs=1e-4)
+    assert edges.tracy_widom(level) == pytest.approx(quantile, abs=1e-4)
 
 
 def test_benjamini_hochberg_by_hand():

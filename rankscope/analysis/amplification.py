@@ -40,6 +40,7 @@ _COLUMNS = {
     "module": "str",
     "layer": "Int64",
     "kind": "str",
+    "expert": "Int64",
     "k": "int64",
     "norm_weight": "float64",
     "norm_update": "float64",
@@ -226,7 +227,7 @@ def checked_counts(k: int | Sequence[int]) -> tuple[int, ...]:
 
 def _task(name: str, updates: UpdateSet, options: _Options) -> Task:
     rows, columns = updates.site(name).shape
-    one = updates.select(names=[name])
+    one = updates.only(name)
     return Task(
         name,
         _rows,
@@ -247,6 +248,7 @@ def _rows(module: str, updates: UpdateSet, options: _Options) -> Iterator[Row]:
         "module": module,
         "layer": site.layer,
         "kind": site.kind,
+        "expert": site.expert,
         **_whole(update, weight, theirs, ours),
         **_curves(update, theirs, ours),
     }

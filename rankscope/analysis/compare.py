@@ -28,7 +28,15 @@ from rankscope.updates import DenseUpdate, Update
 
 __all__ = ["MEASURES", "CompareResult", "compare", "compare_study", "finish"]
 
-_FIXED = {"module": "str", "layer": "Int64", "kind": "str", "side": "str", "a": "str", "b": "str"}
+_FIXED = {
+    "module": "str",
+    "layer": "Int64",
+    "kind": "str",
+    "expert": "Int64",
+    "side": "str",
+    "a": "str",
+    "b": "str",
+}
 DENSE_LIMIT = 64
 DEFAULT = ("phi", "cosine", "containment")
 
@@ -270,7 +278,7 @@ def _left_out(sets: Mapping[str, UpdateSet], modules: Sequence[str]) -> Iterator
 
 
 def _task(module: str, sets: Mapping[str, UpdateSet], options: _Options) -> Task:
-    mine = {name: one.select(names=[module]) for name, one in sets.items() if module in one}
+    mine = {name: one.only(module) for name, one in sets.items() if module in one}
     sites = [one.site(module) for one in mine.values()]
     rows, columns = sites[0].shape
     ranks = [site.rank or min(site.shape) for site in sites]
@@ -289,7 +297,7 @@ def _rows(module: str, sets: Mapping[str, UpdateSet], options: _Options) -> Iter
     updates = [one[module].to(options.device) for one in sets.values()]
     spectra = [_spectrum(update, options) for update in updates]
     site = next(iter(sets.values())).site(module)
-    fixed = {"module": module, "layer": site.layer, "kind": site.kind}
+    fixed = {"module": module, "layer": site.layer, "kind": site.kind, "expert": site.expert}
     stacks = [Stack(list(sets), updates, spectra, side) for side in ("right", "left")]
     cosines = whole_cosines(*stacks)
     interference = joint_interference(spectra)

@@ -30,6 +30,7 @@ _COLUMNS = {
     "module": "str",
     "layer": "Int64",
     "kind": "str",
+    "expert": "Int64",
     "side": "str",
     "k": "int64",
     "epsilon": "float64",
@@ -171,7 +172,7 @@ def _checked(epsilon: float | Sequence[float]) -> tuple[float, ...]:
 
 def _task(name: str, updates: UpdateSet, options: _Options) -> Task:
     rows, columns = updates.site(name).shape
-    one = updates.select(names=[name])
+    one = updates.only(name)
     return Task(
         name,
         _rows,
@@ -197,6 +198,7 @@ def _rows(module: str, updates: UpdateSet, options: _Options) -> Iterator[Row]:
                     "module": module,
                     "layer": site.layer,
                     "kind": site.kind,
+                    "expert": site.expert,
                     "side": side,
                     **_counted(cosines[:k], ours.values[:k], theirs, epsilon),
                 }

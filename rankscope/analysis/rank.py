@@ -2,55 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, Unpack
 
 import pandas as pd
-import torch
 
-from rankscope.analysis.engine import map_modules, resolve_device
-from rankscope.analysis.selection import opened
-from rankscope.errors import RankscopeError
-from rankscope.io.recipes import Difference
+from rankscope.analysis.advise import Case, Plan
+from rankscope.analysis.costs import cost
+from rankscope.analysis.devices import resolve_device
+from rankscope.analysis.engine import How, Row, Study, Task, run
+from rankscope.analysis.rank_row import COLUMNS, rank_row
+from rankscope.analysis.subject import is_pair, open_subjects, read_subject
 from rankscope.io.sources import Source
 from rankscope.io.updateset import UpdateSet
-from rankscope.measures import rank as measures
 from rankscope.results import RankResult, provenance
-from rankscope.spectra import Spectrum, svd
-from rankscope.updates import DenseUpdate, Update
 
-__all__ = ["rank"]
+__all__ = ["finish", "rank", "rank_study"]
 
-COLLAPSED = 0.99
-
-_COLUMNS = {
-    "module": "str",
-    "layer": "Int64",
-    "kind": "str",
-    "expert": "Int64",
-    "rows": "int64",
-    "columns": "int64",
-    "ceiling": "int64",
-    "frobenius": "float64",
-    "spectral": "float64",
-    "relative_norm": "float64",
-    "numerical_rank": "Int64",
-    "stable_rank": "float64",
-    "participation_rank": "float64",
-    "effective_rank": "float64",
-    "energy_entropy_rank": "float64",
-    "energy_rank_90": "int64",
-    "energy_rank_95": "int64",
-    "energy_rank_99": "int64",
-    "top1_energy": "float64",
-    "noise_edge": "float64",
-    "rank_above_noise": "Int64",
-    "unchanged_fraction": "float64",
-    "stored_dtype": "str",
-    "state": "str",
-    "method": "str",
-    "error_bound": "float64",
-}
+# Of a base that is not the one a checkpoint was tuned from: ΔW is as large as W, and the two
+# weights have nothing in common.
+_LARGE, _UNRELATED = 0.9, 0.1
+_SWALLOWED = 0.9
 
 
 def rank(
@@ -58,8 +31,13 @@ def rank(
     *,
     base: Source | None = None,
     alpha: float | None = None,
+    of: str = "update",
+    advise: bool = False,
+    budget: int | str | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
     device: str = "cpu",
-    progress: bool = False,
+    **how: Unpack[How],
 ) -> RankResult:
     """Measure the rank of every update of a source, by every definition.
 
@@ -70,134 +48,192 @@ def rank(
         The base weights: needed for a full checkpoint; gives an adapter its relative norm.
     alpha : float, optional
         LoRA's alpha, for files that do not say it. Ranks do not depend on it, norms do.
+    of : {"update", "weight"}
+        Measure ΔW, or W itself in its place: the base's weight of every module where there is
+        a base, otherwise the matrices of `source`, a checkpoint.
+    advise : bool
+        Also say which rank each module needs, by several rules: `RankResult.advice`.
+    budget : int or str, optional
+        Parameters, or bytes such as ``"35MB"``, for all modules together: advises the ranks
+        that keep most energy within it.
+    dtype : {"float32", "bfloat16", "float16"}
+        Of the advised factors, for their bytes.
+    seed : int
+        Of the draws that stand for the rounding of the storage.
     device : str
         ``cpu``, ``cuda``, ``cuda:n`` or ``auto``.
-    progress : bool
-        Show a bar on a terminal.
+    **how
+        As `How`: jobs, threads, journal, progress and so on.
 
     Returns
     -------
     RankResult
-        A row per module: `expert` is which of its layer's experts it is, undefined outside;
-        `ceiling` is the largest rank that its form can have; `frobenius`,
-        `spectral` are norms in the unit of the weight, `relative_norm` is ‖ΔW‖/‖W‖;
-        `stable_rank`, `participation_rank`, `energy_entropy_rank`, `effective_rank` are in
-        [1, ceiling]; `energy_rank_90` is the number of directions that hold 90 % of the
-        energy; `unchanged_fraction` is the share of entries that a checkpoint pair has
-        exactly equal. `state` is ``ok``, ``zero`` (to rounding) or ``collapsed`` (of several
-        possible directions the first holds more than 99 %). An update that is zero has rank 0
-        and undefined ratios. `noise_edge` and `rank_above_noise` are undefined: the storage
-        noise of checkpoint pairs is not modelled, and a note says so.
+        A row per module. What is undefined is NaN or ``<NA>``.
+
+        `ceiling` is the largest rank that its form can have; `frobenius`, `spectral` are norms
+        in the unit of the weight. `stable_rank`, `participation_rank`, `energy_entropy_rank`,
+        `effective_rank`, `nuclear_rank` are in [1, ceiling]; `energy_rank_90` is the number of
+        directions that hold 90 % of the energy. An update that is zero has rank 0 and
+        undefined ratios.
+
+        Where there is a base: `relative_norm` is ‖ΔW‖/‖W‖, `base_cosine` the cosine of
+        W + ΔW and W, `relative_rank_1` the number of directions that leave an error of at
+        most 1 % of ‖W‖, and `rank_above_base` the number of singular values of ΔW above the
+        noise edge of a matrix whose entries are as large as W's typical ones, by their
+        median.
+
+        For the difference of two checkpoints: `noise_edge` is the largest singular value that
+        the rounding of the storage alone makes, `rank_above_noise` the number of directions
+        that it does not explain, `noise_share` its share of the energy, `noise_gain` the
+        part of the update that the storage left, `noise_affected` the
+        names of the measures that tell of it as much as of the update: `numerical_rank` where
+        any direction is the noise's, energy ranks whose missing energy is less than the
+        noise's, others that it at least doubles. `unchanged_fraction` is the share of entries
+        that both have exactly equal, `stored_dtype` the precision that the numbers have,
+        whatever they are held in.
+
+        For a dense update `bulk_edge` is the edge of its own bulk, from its median singular
+        value, `bulk_edge_rank` the number of directions above it and `hard_threshold_rank`
+        Gavish and Donoho's; undefined where half of the spectrum is zero. `decay_exponent` is
+        that of a power law fitted to the energies of the first `decay_tail` directions, with
+        Kolmogorov and Smirnov's `decay_distance`: above about 0.1 there is no power law.
+
+        `state` is ``ok``, ``zero`` (to rounding), ``below_noise`` or ``collapsed`` (of several
+        possible directions the first holds more than 99 %).
 
     Raises
     ------
     SourceError, AdapterError
         If the source cannot be read.
     UpdateError
-        If no update could be measured.
+        If no update could be measured, or an option or the budget cannot be met.
 
     Examples
     --------
     The toy matrix of many introductions has two independent rows:
 
+    >>> import torch
     >>> import rankscope as rs
     >>> W = torch.tensor([[1.0, 2, 3, 4], [2, 4, 6, 8], [5, 3, 9, 7]])
     >>> rs.rank({"w.weight": W}, base={"w.weight": torch.zeros(3, 4)}).table.numerical_rank[0]
     np.int64(2)
     """
-    updates, device = opened(source, base, alpha), resolve_device(device)
-    rows, failures = map_modules(
-        updates.names, lambda module: [_row(module, updates, device)], progress=progress
+    study = rank_study(
+        open_subjects(of, source, base, alpha),
+        of=of,
+        advise=advise,
+        budget=budget,
+        dtype=dtype,
+        seed=seed,
+        device=device,
     )
-    table = pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
+    result = run(study, how)
+    assert isinstance(result, RankResult)
+    return result
+
+
+def rank_study(
+    updates: UpdateSet,
+    *,
+    of: str = "update",
+    advise: bool = False,
+    budget: int | str | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+    device: str = "cpu",
+) -> Study:
+    """Return what `rank` does with opened subjects, module by module."""
+    device = resolve_device(device)
+    plan = vars(Plan(dtype, budget)) if advise or budget is not None else None
+    options = {"of": of, "alpha": updates.alpha, "split": updates.split, "seed": seed}
+    options |= {"modules": updates.names} | (plan or {})
+    about = {
+        "provenance": provenance("rank", {"source": list(updates.inputs)}, options, device),
+        "notes": list(updates.notes),
+        "pairs": [site.module for site in updates.sites if is_pair(site)],
+        "has_base": updates.base is not None,
+        "plan": plan,
+    }
+    tasks = [
+        Task(
+            site.module,
+            _rows,
+            (updates.only(site.module), device, seed, plan is not None),
+            **cost(site),
+        )
+        for site in updates.sites
+    ]
+    return Study("rank", tasks, about, finish)
+
+
+def finish(
+    rows: list[Row], failures: list[dict[str, Any]], about: Mapping[str, Any]
+) -> RankResult:
+    """Return the result of all rows."""
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+    plan = None if about["plan"] is None else Plan(**about["plan"])
     return RankResult(
         table=table,
-        provenance=provenance(
-            "rank",
-            {"source": list(updates.inputs)},
-            {"alpha": updates.alpha, "split": updates.split, "modules": updates.names},
-            device,
-        ),
-        notes=(*updates.notes, *_notes(updates, table)),
+        provenance=about["provenance"],
+        notes=(*about["notes"], *_notes(table, set(about["pairs"]), about["has_base"])),
         failures=tuple(failures),
+        advice=plan.advice([Case.from_row(row["case"]) for row in rows]) if plan else None,
     )
 
 
-def _row(module: str, updates: UpdateSet, device: str) -> dict[str, Any]:
-    site = updates.site(module)
-    update = updates[module].to(device)
-    measured = _measured(svd(update, vectors=False))
-    return {
-        "module": module,
-        "layer": site.layer,
-        "kind": site.kind,
-        "expert": site.expert,
-        "rows": site.shape[0],
-        "columns": site.shape[1],
-        "ceiling": update.ceiling,
-        **measured,
-        "relative_norm": _relative_norm(module, updates, measured["frobenius"]),
-        "unchanged_fraction": _unchanged(update, isinstance(site.recipe, Difference)),
-        "stored_dtype": site.dtype,
-    }
+def _rows(module: str, updates: UpdateSet, device: str, seed: int, advised: bool) -> Iterator[Row]:
+    subject = read_subject(updates, module, device, seed)
+    spectrum = subject.spectrum()
+    row = rank_row(subject, spectrum, seed)
+    yield row | ({"case": Case.of(row, spectrum).as_row()} if advised else {})
 
 
-def _notes(updates: UpdateSet, table: pd.DataFrame) -> list[str]:
+def _notes(table: pd.DataFrame, pairs: set[str], has_base: bool) -> list[str]:
     notes = []
-    zero = int((table.state == "zero").sum())
+    zero, below = (int((table.state == state).sum()) for state in ("zero", "below_noise"))
     if zero:
         notes.append(f"{zero} updates are zero (untrained)")
-    pairs = [site for site in updates.sites if isinstance(site.recipe, Difference)]
-    if pairs:
-        dtypes = ", ".join(dict.fromkeys(site.dtype for site in pairs))
+    if below:
+        notes.append(f"{below} updates do not rise above the rounding of the storage")
+    notes.extend(_storage_notes(table))
+    finer = table[table.module.isin(pairs) & table.noise_edge.isna()]
+    if "float32" in set(finer.stored_dtype) and finer.numerical_rank.notna().any():
         notes.append(
-            f"differences of stored {dtypes} tensors: numerical_rank, and energy ranks of small "
-            "updates, count the rounding of the storage"
+            "differences of float32 tensors: numerical_rank counts the rounding of the storage"
         )
-    if updates.base is not None and table.relative_norm.isna().any():
+    if pairs and _unrelated(table):
+        notes.append(
+            "ΔW is as large as W and the tuned weights do not resemble the base's: is this the "
+            "right base?"
+        )
+    if has_base and table.relative_norm.isna().any():
         notes.append("relative_norm is undefined where the base has no readable weight")
     return notes
 
 
-def _measured(spectrum: Spectrum) -> dict[str, Any]:
-    largest = spectrum.values[0].item() if len(spectrum.values) else 0.0
-    zero = largest <= spectrum.error_bound
-    # In units of the largest, so that squares neither overflow nor vanish.
-    s = spectrum.values[:0] if zero else spectrum.values / largest
-    top = measures.top_energy(s)
-    collapsed = spectrum.ceiling > 1 and top > COLLAPSED
-    rank = measures.numerical_rank(spectrum.values, spectrum.error_bound)
-    return {
-        "frobenius": largest * torch.linalg.vector_norm(s).item(),
-        "spectral": largest,
-        "numerical_rank": rank if spectrum.method == "exact" else None,
-        "stable_rank": measures.stable_rank(s),
-        "participation_rank": measures.participation_rank(s),
-        "effective_rank": measures.effective_rank(s),
-        "energy_entropy_rank": measures.energy_entropy_rank(s),
-        "energy_rank_90": measures.energy_rank(s, 0.90),
-        "energy_rank_95": measures.energy_rank(s, 0.95),
-        "energy_rank_99": measures.energy_rank(s, 0.99),
-        "top1_energy": top,
-        "state": "zero" if zero else "collapsed" if collapsed else "ok",
-        "method": spectrum.method,
-        "error_bound": spectrum.error_bound,
-    }
+def _storage_notes(table: pd.DataFrame) -> list[str]:
+    """Return what the storage added to the updates, and what it took from them."""
+    known = table[table.noise_affected.notna()]
+    counts = Counter(name for names in known.noise_affected for name in names)
+    notes = []
+    dtypes = ", ".join(dict.fromkeys(known.stored_dtype))
+    if counts:
+        listed = ", ".join(f"{name} in {n}" for name, n in counts.most_common())
+        notes.append(
+            f"the rounding of the storage ({dtypes}) counts in {listed} of {len(known)} modules: "
+            "see noise_affected, noise_share and rank_above_noise"
+        )
+    low = known[known.noise_gain < _SWALLOWED]
+    if len(low):
+        notes.append(
+            f"the storage ({dtypes}) swallowed part of {len(low)} updates, leaving "
+            f"{low.noise_gain.min():.0%} at worst: their norms are too small (noise_gain)"
+        )
+    return notes
 
 
-def _relative_norm(module: str, updates: UpdateSet, frobenius: float) -> float:
-    """Return ‖ΔW‖/‖W‖; NaN where W is all zero or there is none that can be read."""
-    if updates.base is None:
-        return math.nan
-    try:
-        weight = updates.weight(module)
-    except RankscopeError:  # ΔW is known all the same; a note says what is missing
-        return math.nan
-    norm = torch.linalg.vector_norm(weight.double()).item()
-    return frobenius / norm if norm else math.nan
-
-
-def _unchanged(update: Update, is_pair: bool) -> float:
-    if not is_pair or not isinstance(update, DenseUpdate):
-        return math.nan
-    return (update.matrix == 0).double().mean().item()
+def _unrelated(table: pd.DataFrame) -> bool:
+    """Whether most of the tuned weights are as far from the base as any other model's."""
+    known = table[table.base_cosine.notna()]
+    strange = (known.relative_norm >= _LARGE) & (known.base_cosine.abs() < _UNRELATED)
+    return bool(2 * strange.sum() > len(known) > 0)

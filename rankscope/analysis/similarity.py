@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from rankscope.analysis.engine import map_modules, resolve_device
+from rankscope.analysis.costs import cost
+from rankscope.analysis.devices import resolve_device
+from rankscope.analysis.engine import How, Row, Study, Task, run
 from rankscope.analysis.pairing import Pairing, paired
 from rankscope.analysis.selection import opened, short_names
 from rankscope.errors import UpdateError
@@ -36,7 +39,7 @@ from rankscope.results import SimilarityResult, provenance
 from rankscope.spectra import svd
 from rankscope.updates import DenseUpdate, FactoredUpdate, Update
 
-__all__ = ["similarity"]
+__all__ = ["finish", "similarity", "similarity_study"]
 
 Side = Literal["left", "right"]
 SIDES: dict[str, tuple[Side, ...]] = {
@@ -81,7 +84,7 @@ def similarity(
     alpha: float | None = None,
     seed: int = 0,
     device: str = "cpu",
-    progress: bool = False,
+    **how: Unpack[How],
 ) -> SimilarityResult:
     r"""Compare the directions of two sources, module by module.
 
@@ -109,8 +112,8 @@ def similarity(
         Of the random control and of the Monte Carlo p-values in tiny dimensions.
     device : str
         ``cpu``, ``cuda``, ``cuda:n`` or ``auto``; the arithmetic is float64 everywhere.
-    progress : bool
-        Show a bar on a terminal.
+    **how
+        As `How`: jobs, threads, journal, progress and so on.
 
     Returns
     -------
@@ -145,14 +148,6 @@ def similarity(
     >>> rs.similarity(one, two).table.phi_full.round(9).tolist()  # input side, output side
     [0.0, 1.0]
     """
-    options = _Options(
-        _choice("side", side, SIDES),
-        _choice("vectors", vectors, {"delta": "delta", "factor": "factor"}),
-        _at_least_one("max_i", max_i),
-        _at_least_one("max_j", max_j),
-        seed,
-        resolve_device(device),
-    )
     # Base and alpha are for what is not open yet; where both are, opening refuses them.
     both_open = isinstance(a, UpdateSet) and isinstance(b, UpdateSet)
     set_a, set_b = (
@@ -161,66 +156,133 @@ def similarity(
         else opened(s, base, alpha)
         for s in (a, b)
     )
-    set_a, set_b = split_alike(set_a, set_b)
-    pairing = paired(set_a, set_b)
-    shared = list(pairing.partners)
-    rows, failures = map_modules(
-        shared, lambda module: _rows(module, pairing, set_a, set_b, options), progress=progress
+    study = similarity_study(
+        set_a,
+        set_b,
+        side=side,
+        vectors=vectors,
+        max_i=max_i,
+        max_j=max_j,
+        seed=seed,
+        device=device,
     )
-    table, names = _table(rows), short_names(set_a, set_b)
+    result = run(study, how)
+    assert isinstance(result, SimilarityResult)
+    return result
+
+
+def similarity_study(
+    a: UpdateSet,
+    b: UpdateSet,
+    *,
+    side: str = "both",
+    vectors: str = "delta",
+    max_i: int | None = None,
+    max_j: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Study:
+    """Return what `similarity` does with two open sets, module by module."""
+    options = _Options(
+        _choice("side", side, SIDES),
+        _choice("vectors", vectors, {"delta": "delta", "factor": "factor"}),
+        _at_least_one("max_i", max_i),
+        _at_least_one("max_j", max_j),
+        seed,
+        resolve_device(device),
+    )
+    a, b = split_alike(a, b)
+    pairing, names = paired(a, b), short_names(a, b)
+    said = {
+        "side": side,
+        "vectors": vectors,
+        "max_i": max_i,
+        "max_j": max_j,
+        "alpha": [a.alpha, b.alpha],
+        "split": [a.split, b.split],
+        "seed": seed,
+        "modules": list(pairing.partners),
+    }
+    inputs = {"a": list(a.inputs), "b": list(b.inputs)}
+    about = {
+        "provenance": provenance("similarity", inputs, said, options.device),
+        "notes": [*pairing.notes, *_named_notes(zip(names, (a, b), strict=True))],
+        "names": list(names),
+        "unmatched_a": list(pairing.unmatched_a),
+        "unmatched_b": list(pairing.unmatched_b),
+    }
+    return Study("similarity", _tasks(a, b, pairing, options), about, finish)
+
+
+def finish(
+    rows: list[Row], failures: list[dict[str, Any]], about: Mapping[str, Any]
+) -> SimilarityResult:
+    """Return the result of all rows."""
+    said = about["provenance"]["options"]
+    table = _table(rows)
     return SimilarityResult(
         table=table,
-        provenance=provenance(
-            "similarity",
-            {"a": list(set_a.inputs), "b": list(set_b.inputs)},
-            {
-                "side": side,
-                "vectors": vectors,
-                "max_i": max_i,
-                "max_j": max_j,
-                "alpha": [set_a.alpha, set_b.alpha],
-                "split": [set_a.split, set_b.split],
-                "seed": seed,
-                "modules": shared,
-            },
-            options.device,
-        ),
-        notes=(*pairing.notes, *_notes(set_a, set_b, names, vectors, table)),
+        provenance=about["provenance"],
+        notes=(*about["notes"], *_caveats(about["names"], said["vectors"], table)),
         failures=tuple(failures),
-        names=names,
-        unmatched_a=pairing.unmatched_a,
-        unmatched_b=pairing.unmatched_b,
-        random=_random_control(table, seed),
+        names=tuple(about["names"]),
+        unmatched_a=tuple(about["unmatched_a"]),
+        unmatched_b=tuple(about["unmatched_b"]),
+        random=_random_control(table, said["seed"]),
     )
 
 
-def _rows(
-    module: str, pairing: Pairing, a: UpdateSet, b: UpdateSet, options: _Options
-) -> list[dict[str, Any]]:
+def _named_notes(sets: Iterable[tuple[str, UpdateSet]]) -> list[str]:
+    return [f"{name}: {note}" for name, updates in sets for note in updates.notes]
+
+
+def _tasks(a: UpdateSet, b: UpdateSet, pairing: Pairing, options: _Options) -> list[Task]:
+    tasks = []
+    for name, other in pairing.partners.items():
+        one, two = a.only(name), b.only(other)
+        mine = _input_side(options) if name in pairing.reordered else options
+        costs = [cost(part.sites[0]) for part in (one, two)]
+        tasks.append(
+            Task(
+                name,
+                _rows,
+                (other, one, two, mine),
+                work=sum(part["work"] for part in costs),
+                memory=sum(part["memory"] for part in costs),
+                size=sum(part["size"] for part in costs),
+            )
+        )
+    return tasks
+
+
+def _rows(module: str, other: str, a: UpdateSet, b: UpdateSet, options: _Options) -> Iterator[Row]:
     site = a.site(module)
-    if module in pairing.reordered:
-        options = _input_side(module, options)
-    names = (module, pairing.partners[module])
-    updates = [s[name].to(options.device) for s, name in zip((a, b), names, strict=True)]
+    if not options.sides:
+        raise _in_other_order(module)
+    updates = [s[name].to(options.device) for s, name in ((a, module), (b, other))]
     _check_shapes(module, updates, options)
     one, two = (
         _directions(update, options, limit)
         for update, limit in zip(updates, (options.max_i, options.max_j), strict=True)
     )
     named = {"module": module, "layer": site.layer, "kind": site.kind, "expert": site.expert}
-    return [named | _compare(side, one[side], two[side], options.seed) for side in options.sides]
+    for side in options.sides:
+        yield named | _compare(side, one[side], two[side], options.seed)
 
 
-def _input_side(module: str, options: _Options) -> _Options:
-    if "right" not in options.sides:
-        raise UpdateError(
-            "the rows of the two updates stand in different orders",
-            where=module,
-            expected="both as Hugging Face stores them",
-            got="one of them in Meta's rotary order, as llama.cpp and torchtune have it",
-            fix="give a base that tells its heads (--base), or compare the input side",
-        )
-    return replace(options, sides=("right",))
+def _input_side(options: _Options) -> _Options:
+    """Return the options for updates whose rows stand in different orders."""
+    return replace(options, sides=tuple(side for side in options.sides if side == "right"))
+
+
+def _in_other_order(module: str) -> UpdateError:
+    return UpdateError(
+        "the rows of the two updates stand in different orders",
+        where=module,
+        expected="both as Hugging Face stores them",
+        got="one of them in Meta's rotary order, as llama.cpp and torchtune have it",
+        fix="give a base that tells its heads (--base), or compare the input side",
+    )
 
 
 def _directions(update: Update, options: _Options, limit: int | None) -> dict[Side, _Directions]:
@@ -343,23 +405,15 @@ def _random_control(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     )
 
 
-def _notes(
-    a: UpdateSet, b: UpdateSet, names: tuple[str, str], vectors: str, table: pd.DataFrame
-) -> list[str]:
+def _caveats(names: Sequence[str], vectors: str, table: pd.DataFrame) -> list[str]:
     notes = []
-    for updates, name, column in ((a, names[0], "rank_a"), (b, names[1], "rank_b")):
-        notes += [f"{name}: {note}" for note in updates.notes]
+    for name, column in zip(names, ("rank_a", "rank_b"), strict=True):
         zero = table[table[column] == 0].module.unique()
         if len(zero):
             notes.append(
                 f"{name}: {len(zero)} updates are zero (untrained), "
                 f"their similarity is undefined: {', '.join(zero[:3])}"
             )
-    return notes + _caveats(vectors, table)
-
-
-def _caveats(vectors: str, table: pd.DataFrame) -> list[str]:
-    notes = []
     if vectors == "factor":
         notes.append(
             "directions of A and B alone depend on how ΔW is factored, and rows of an A that "

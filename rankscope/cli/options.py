@@ -25,6 +25,7 @@ __all__ = [
     "output_options",
     "pickle_option",
     "run_options",
+    "seed_option",
     "selection_options",
     "size_options",
     "split_option",
@@ -45,12 +46,14 @@ class Selection:
     split: str
     allow_pickle: bool
 
-    def open(self, source: str, base: str | None, alpha: float | None) -> UpdateSet:
-        """Open a source and return the selected part of it."""
-        from rankscope.io.sources import open_updates
+    def open(
+        self, source: str, base: str | None, alpha: float | None, *, of: str = "update"
+    ) -> UpdateSet:
+        """Open a source, for its updates or its weights, and return the selected part of it."""
+        from rankscope.analysis.subject import open_for
 
-        updates = open_updates(
-            source, base, alpha=alpha, split=self.split, allow_pickle=self.allow_pickle
+        updates = open_for(
+            of, source, base, alpha, split=self.split, allow_pickle=self.allow_pickle
         )
         if self.strict and updates.unread:
             raise SourceError(
@@ -172,6 +175,10 @@ device_option = click.option(
 run_options = _stack(
     device_option,
     click.option("--threads", type=click.IntRange(1), help="Threads of the linear algebra."),
+)
+
+seed_option = click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of random draws."
 )
 
 debug_option = click.option(

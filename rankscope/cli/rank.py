@@ -4,44 +4,29 @@ from __future__ import annotations
 
 import click
 
-from rankscope.cli.options import (
-    Selection,
-    base_options,
-    output_options,
-    run_options,
-    selection_options,
-)
-from rankscope.cli.output import check_outputs, deliver, set_threads
+from rankscope.cli.measuring import Measurement, measuring_options
 
 
 @click.command("rank")
-@click.argument("source")
-@base_options
-@selection_options
-@run_options
-@output_options
-def command(
-    source: str,
-    base: str | None,
-    alpha: float | None,
-    selection: Selection,
-    device: str,
-    threads: int | None,
-    as_json: bool,
-    outputs: tuple[str, ...],
-    quiet: bool,
-    verbose: bool,
-) -> None:
+@click.option("--advise", is_flag=True, help="Say which rank each module needs, by many rules.")
+@click.option(
+    "--budget",
+    metavar="N|35MB",
+    help="Advise the ranks that keep most in so many parameters, or bytes, for all modules.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the advised factors.",
+)
+@measuring_options
+def command(measurement: Measurement, advise: bool, budget: str | None, dtype: str) -> None:
     """Measure the rank of every update in SOURCE, by every definition.
 
     A full checkpoint needs --base; an adapter's relative norms need it too.
 
     Example: rankscope rank data/sql-full --base data/base --kind q,v
     """
-    from rankscope.analysis.rank import rank
-
-    check_outputs(outputs)
-    set_threads(threads)
-    updates = selection.open(source, base, alpha)
-    result = rank(updates, device=device, progress=not quiet)
-    deliver(result, as_json=as_json, outputs=outputs, quiet=quiet, verbose=verbose)
+    measurement.run("rank", advise=advise, budget=budget, dtype=dtype)

@@ -6,14 +6,16 @@ from typing import Any
 
 import click
 
+from rankscope.cli.engine import Engine, engine_options
 from rankscope.cli.options import (
     Selection,
     base_options,
+    device_option,
     output_options,
-    run_options,
+    seed_option,
     selection_options,
 )
-from rankscope.cli.output import check_outputs, deliver, set_threads
+from rankscope.cli.output import check_outputs, deliver
 from rankscope.errors import SourceError
 
 
@@ -38,10 +40,9 @@ from rankscope.errors import SourceError
 @click.option("--max-j", type=click.IntRange(1), help="Most directions of B (dense: 64).")
 @base_options
 @selection_options
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random control."
-)
-@run_options
+@seed_option
+@device_option
+@engine_options
 @output_options
 def command(
     a: str,
@@ -49,7 +50,7 @@ def command(
     base: str | None,
     alpha: float | None,
     selection: Selection,
-    threads: int | None,
+    engine: Engine,
     as_json: bool,
     outputs: tuple[str, ...],
     quiet: bool,
@@ -63,13 +64,13 @@ def command(
 
     Example: rankscope similarity data/sql-r8-seed0 data/sql-r64-seed0 -o figures/similarity.svg
     """  # fmt: skip
-    from rankscope.analysis.similarity import similarity
-
     check_outputs(outputs)
-    set_threads(threads)
+    engine.begin()
+    from rankscope.analysis.similarity import similarity_study
+
     one, two = (selection.open(source, base, alpha) for source in (a, b))
-    result = similarity(one, two, progress=not quiet, **options)
-    left_over = result.unmatched_a + result.unmatched_b
+    study = similarity_study(one, two, **options)
+    left_over = study.about["unmatched_a"] + study.about["unmatched_b"]
     if selection.strict and left_over:
         raise SourceError(
             "some modules are on one side only",
@@ -78,4 +79,5 @@ def command(
             got=f"{len(left_over)} without a partner, such as {left_over[0]!r}",
             fix="leave out --strict, or select modules with --include",
         )
+    result = engine.run(study, progress=not quiet)
     deliver(result, as_json=as_json, outputs=outputs, quiet=quiet, verbose=verbose)

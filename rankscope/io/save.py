@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rankscope.errors import AdapterError
 from rankscope.io.containers.aligned import Aligned
-from rankscope.io.names import base_name
+from rankscope.io.matching import base_name
 from rankscope.io.recipes import Difference, Factors, Formula
 from rankscope.io.write import write_adapter
 from rankscope.updates import FactoredUpdate
@@ -103,10 +103,10 @@ def joined(sites: Collection[Site]) -> list[Site]:
     groups: dict[str, list[Site]] = {}
     for site in sites:
         groups.setdefault((site.whole or site).module, []).append(site)
-    joined = [site for parts in groups.values() for site in _whole(parts)]
+    found = [site for parts in groups.values() for site in _whole(parts)]
     # A head is a part of a slice, which is one of a projection.
-    changed = {site.module for site in joined} != {site.module for site in sites}
-    return joined(joined) if changed else joined
+    changed = {site.module for site in found} != {site.module for site in sites}
+    return joined(found) if changed else found
 
 
 def _whole(parts: list[Site]) -> list[Site]:

@@ -187,6 +187,16 @@ class UpdateSet:
             fix="list them with rankscope info --modules",
         )
 
+    def only(self, name: str) -> UpdateSet:
+        """Return the subset of one module, which is quick and travels light.
+
+        Raises
+        ------
+        SourceError
+            If there is no such module.
+        """
+        return replace(self, sites=(self.site(name),))
+
     def select(
         self,
         *,

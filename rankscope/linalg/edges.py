@@ -11,7 +11,7 @@ from scipy import optimize, special
 
 from rankscope.linalg.quadrature import legendre
 
-__all__ = ["cosine_edge"]
+__all__ = ["cosine_edge", "tracy_widom"]
 
 _Array = NDArray[np.float64]
 _EXACT_UP_TO = 128  # the exact law costs the cube of the number of cosines
@@ -78,7 +78,7 @@ def _edge(p: int, q: int, d: int, level: float) -> float:
     if p == 1:
         return math.sqrt(special.betaincinv(q / 2, (d - q) / 2, level))
     if p > _EXACT_UP_TO:
-        return math.sin(_soft_edge(p, q, d, _tracy_widom(level)))
+        return math.sin(_soft_edge(p, q, d, tracy_widom(level)))
     high = _soft_edge(p, q, d, _NEGLIGIBLE)
     low = math.pi / 2 - _soft_edge(p, d - q, d, _NEGLIGIBLE)
     total = _log_pfaffian(low, high, p, q, d)
@@ -130,8 +130,23 @@ def _jacobi_functions(angle: _Array, n: int, a: int, b: int) -> _Array:
     return np.stack(rows[1:])
 
 
-def _tracy_widom(level: float) -> float:
-    """Quantile of the Tracy-Widom law (β = 1), whose CDF is det(1 − Ai(x + y + s)) on (0, ∞)."""
+@lru_cache(maxsize=64)
+def tracy_widom(level: float) -> float:
+    """Return a quantile of the Tracy–Widom law (β = 1).
+
+    The law of the largest singular value of real noise, and of the largest principal cosine.
+    Its distribution function is the Fredholm determinant det(1 − Ai(x + y + s)) on (0, ∞).
+
+    Parameters
+    ----------
+    level : float
+        Probability, between 1e-8 and 1 − 1e-8.
+
+    Examples
+    --------
+    >>> round(tracy_widom(0.95), 3)
+    0.979
+    """
     nodes, weights, _ = legendre(64)
     sums, root = 16 * (nodes[:, None] + nodes), np.sqrt(16 * weights)
 

@@ -2,8 +2,9 @@ r"""Rank measures: functions of the singular values of one update.
 
 Each takes singular values `s` in descending order and returns a plain number. With
 :math:`p_i = s_i / \sum s` and the energies :math:`e_i = s_i^2 / \sum s^2` the measures are
-ordered: ``stable <= participation <= energy_entropy <= effective <= numerical rank``. All are
-scale-free. For an update that is all zero the counts are 0 and the ratios NaN.
+ordered: ``stable <= participation <= energy_entropy <= effective <= numerical rank`` and
+``stable <= nuclear <= effective``. All are scale-free, but for those that compare with a size
+given. For an update that is all zero the counts are 0 and the ratios NaN.
 """
 
 from __future__ import annotations
@@ -15,14 +16,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 __all__ = [
+    "cumulative_rank",
     "effective_rank",
     "energy_entropy_rank",
     "energy_rank",
+    "frobenius_rank",
+    "gap_rank",
+    "nuclear_rank",
     "numerical_rank",
     "participation_rank",
+    "rank_within",
+    "ratio_rank",
     "stable_rank",
     "top_energy",
+    "truncation_error",
 ]
+
+# Ten equal values hold 90 % in nine, though their running sum may miss it by a few eps.
+_SLACK = 1e-12
 
 
 def numerical_rank(s: Float[Tensor, " k"], tolerance: float) -> int:
@@ -110,6 +121,22 @@ def energy_entropy_rank(s: Float[Tensor, " k"]) -> float:
     return _perplexity(_shares(s.double().square()))
 
 
+def nuclear_rank(s: Float[Tensor, " k"]) -> float:
+    r"""Return the nuclear ratio :math:`(\sum s)^2 / \sum s^2`, between 1 and the rank.
+
+    The square of nuclear over Frobenius norm; never below `stable_rank` and never above
+    `effective_rank`.
+
+    Examples
+    --------
+    >>> nuclear_rank(torch.tensor([3.0, 1.0]))  # 16 / 10
+    1.6
+    """
+    s = s.double()
+    energy = s.square().sum().item()
+    return max(s.sum().item() ** 2 / energy, 1.0) if energy else math.nan
+
+
 def energy_rank(s: Float[Tensor, " k"], fraction: float, energy: float | None = None) -> int:
     """Return the smallest k whose first k directions hold `fraction` of the energy.
 
@@ -136,9 +163,7 @@ def energy_rank(s: Float[Tensor, " k"], fraction: float, energy: float | None = 
     total = cumulative[-1].item() if energy is None and len(s) else energy
     if not total:
         return 0
-    # Ten equal values hold 90 % in nine, though their running sum may miss it by a few eps.
-    wanted = fraction * total * (1 - 1e-12)
-    return min(int((cumulative < wanted).sum()) + 1, len(s))
+    return _first_to_reach(cumulative, fraction * total)
 
 
 def top_energy(s: Float[Tensor, " k"], energy: float | None = None) -> float:
@@ -150,6 +175,155 @@ def top_energy(s: Float[Tensor, " k"], energy: float | None = None) -> float:
     0.9
     """
     return 1 / stable_rank(s, energy)
+
+
+def cumulative_rank(s: Float[Tensor, " k"], fraction: float) -> int:
+    """Return the smallest k whose first k singular values make up `fraction` of their sum.
+
+    The rule ``sv_cumulative`` of kohya's resize script as it is meant: the script keeps one
+    more. Of singular values, not of energies; `energy_rank` is the rule for those.
+
+    Parameters
+    ----------
+    s : (k,) Tensor
+        Singular values, descending.
+    fraction : float
+        In (0, 1].
+
+    Returns
+    -------
+    int
+        Between 1 and the rank; 0 for an update that is all zero.
+
+    Examples
+    --------
+    >>> cumulative_rank(torch.tensor([4.0, 3.0, 2.0, 1.0]), 0.9)
+    3
+    """
+    cumulative = s.double().cumsum(0)
+    total = cumulative[-1].item() if len(s) else 0.0
+    return _first_to_reach(cumulative, fraction * total) if total else 0
+
+
+def frobenius_rank(s: Float[Tensor, " k"], fraction: float) -> int:
+    """Return the smallest k whose truncation keeps `fraction` of the Frobenius norm.
+
+    The rule ``sv_fro`` of kohya's resize script as it is meant; the energy rank of
+    ``fraction**2``.
+
+    Examples
+    --------
+    >>> frobenius_rank(torch.tensor([4.0, 3.0, 2.0, 1.0]), 0.9)  # 25 of 30 is above 0.81
+    2
+    """
+    return energy_rank(s, fraction**2)
+
+
+def ratio_rank(s: Float[Tensor, " k"], ratio: float) -> int:
+    """Return the number of singular values above ``s[0] / ratio``.
+
+    The rule ``sv_ratio`` of kohya's resize script as it is meant.
+
+    Parameters
+    ----------
+    s : (k,) Tensor
+        Singular values, descending.
+    ratio : float
+        Above 1.
+
+    Returns
+    -------
+    int
+        Between 1 and the rank; 0 for an update that is all zero.
+
+    Examples
+    --------
+    >>> ratio_rank(torch.tensor([4.0, 3.0, 2.0, 1.0]), 2.0)
+    2
+    """
+    return int((s * ratio > s[0]).sum()) if len(s) else 0
+
+
+def gap_rank(s: Float[Tensor, " k"]) -> int | None:
+    """Return the i at which the step ``s[i] / s[i + 1]``, counted from 1, is largest.
+
+    A heuristic: a spectrum that decays evenly has no gap worth the name, and this still
+    returns the largest it has, the first of equal ones.
+
+    Returns
+    -------
+    int or None
+        Between 1 and ``k - 1``; None where no two singular values differ. The step to a
+        singular value of zero is none: what is zero is left out.
+
+    Examples
+    --------
+    >>> gap_rank(torch.tensor([9.0, 8.0, 1.0, 0.9]))
+    2
+    """
+    s = s[s > 0].double()
+    if not len(s) or s[0] == s[-1]:
+        return None
+    return int((s[:-1] / s[1:]).argmax()) + 1
+
+
+def rank_within(s: Float[Tensor, " k"], error: float) -> int:
+    """Return the smallest k whose truncation misses the update by at most `error`.
+
+    Parameters
+    ----------
+    s : (k,) Tensor
+        Singular values, descending; all of them.
+    error : float
+        In the Frobenius norm and the unit of `s`: ``0.01 * ‖W‖`` tells how many directions
+        an update needs to be right to a percent of the weight it changes.
+
+    Returns
+    -------
+    int
+        Between 0, where the whole update is smaller than `error`, and the rank.
+
+    Examples
+    --------
+    >>> rank_within(torch.tensor([12.0, 4.0, 3.0]), 5.0)  # 4² + 3² = 5²
+    1
+    """
+    return int((_remainders(s) > error * (1 + _SLACK)).sum())
+
+
+def truncation_error(s: Float[Tensor, " k"], k: int) -> float:
+    """Return the share of the norm that the first `k` directions miss, ``‖ΔW − ΔW_k‖ / ‖ΔW‖``.
+
+    Parameters
+    ----------
+    s : (k,) Tensor
+        Singular values, descending; all of them.
+    k : int
+        From 0 on.
+
+    Returns
+    -------
+    float
+        In [0, 1]; NaN for an update that is all zero.
+
+    Examples
+    --------
+    >>> truncation_error(torch.tensor([4.0, 3.0]), 1)
+    0.6
+    """
+    remainders = torch.cat([_remainders(s), torch.zeros(1, dtype=torch.float64)])
+    whole = remainders[0].item()
+    return remainders[min(k, len(s))].item() / whole if whole else math.nan
+
+
+def _remainders(s: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """Return the norm of what is left after 0, 1, … k − 1 directions."""
+    # From the smallest up: subtracting from the whole would lose a small rest.
+    return s.double().square().flip(0).cumsum(0).sqrt().flip(0)
+
+
+def _first_to_reach(cumulative: Float[Tensor, " k"], wanted: float) -> int:
+    return min(int((cumulative < wanted * (1 - _SLACK)).sum()) + 1, len(cumulative))
 
 
 def _shares(weights: Float[Tensor, " k"]) -> Float[Tensor, " n"]:

@@ -3,6 +3,8 @@
 from rankscope.plots.panels import count_pages as count_pages
 from rankscope.plots.rank import figure_rank as figure_rank
 from rankscope.plots.rank import plot_rank as plot_rank
+from rankscope.plots.rank_map import figure_rank_map as figure_rank_map
+from rankscope.plots.rank_map import plot_rank_map as plot_rank_map
 from rankscope.plots.save import FIGURE_FORMATS as FIGURE_FORMATS
 from rankscope.plots.save import figure_bytes as figure_bytes
 from rankscope.plots.save import save_figure as save_figure

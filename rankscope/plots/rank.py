@@ -22,6 +22,8 @@ from rankscope.plots.style import (
     theme,
 )
 from rankscope.plots.tables import (
+    as_floats,
+    in_words,
     kinds_in_order,
     layer_numbers,
     left_out,
@@ -70,12 +72,12 @@ def plot_rank(
     ...                       "effective_rank": [2.0, 3.0]})
     >>> ax = plot_rank(table, ax=Figure().add_subplot())
     >>> ax.get_ylabel(), float(ax.get_ylim()[0])
-    ('effective rank of ΔW', 0.0)
+    ('effective rank', 0.0)
     """
     require_columns(table, "module", "layer", "kind", "ceiling", measure)
     ax = plt.gca() if ax is None else ax
     drawn = _draw_measure(ax, table, measure)
-    ax.set_ylabel(f"{_words(measure)} of ΔW")
+    ax.set_ylabel(in_words(measure))
     if drawn:
         ax.legend(title="kind", ncols=1 + len(drawn) // 6)
     return ax
@@ -94,7 +96,7 @@ def figure_rank(table: pd.DataFrame, *, measures: Sequence[str] = MEASURES) -> F
     Returns
     -------
     Figure
-        Not known to pyplot, so it need not be closed. If every update is zero it says so.
+        Not known to pyplot, so it need not be closed. If no measure is defined it says so.
 
     Raises
     ------
@@ -109,24 +111,13 @@ def figure_rank(table: pd.DataFrame, *, measures: Sequence[str] = MEASURES) -> F
     ['stable rank']
     """
     require_columns(table, "module", "layer", "kind", "ceiling", *measures)
-    undefined = _values(table, list(measures)).isna().all(axis=1)
-    caption = left_out(list(table.loc[undefined, "module"]), "no measure defined: all zero")
+    undefined = as_floats(table, measures).isna().all(axis=1)
+    caption = left_out(list(table.loc[undefined, "module"]), "no measure is defined")
     table = table[~undefined]
     if table.empty:
-        return notice_figure("every update is zero" if caption else "no module to draw", caption)
+        return notice_figure("no measure is defined" if caption else "no module to draw", caption)
     with theme():
         return _draw_panels(table, measures, caption)
-
-
-def _values(table: pd.DataFrame, measures: list[str]) -> pd.DataFrame:
-    values: pd.DataFrame = table[measures].apply(pd.to_numeric)
-    return values.astype("Float64").astype("float64")
-
-
-def _words(measure: str) -> str:
-    """Return a column's name in words: energy_rank_90 becomes 'energy rank, 90 %'."""
-    stem, _, last = measure.rpartition("_")
-    return f"{stem.replace('_', ' ')}, {last} %" if last.isdigit() else measure.replace("_", " ")
 
 
 def _draw_panels(table: pd.DataFrame, measures: Sequence[str], caption: str) -> Figure:
@@ -137,7 +128,7 @@ def _draw_panels(table: pd.DataFrame, measures: Sequence[str], caption: str) -> 
     drawn: list[str] = []
     for index, (ax, measure) in enumerate(zip(axes, measures, strict=True)):
         drawn = _draw_measure(ax, table, measure) or drawn
-        ax.set_title(_words(measure))
+        ax.set_title(in_words(measure))
         if index + columns < len(measures):
             ax.set_xlabel("")
             ax.tick_params(labelbottom=False)
@@ -150,7 +141,7 @@ def _draw_panels(table: pd.DataFrame, measures: Sequence[str], caption: str) -> 
 def _draw_measure(ax: Axes, table: pd.DataFrame, measure: str) -> list[str]:
     """Draw the values and the ceiling; return the kinds drawn."""
     places = _places(table)
-    values = _values(table, [measure])[measure].to_numpy()
+    values = as_floats(table, [measure])[measure].to_numpy()
     shown = np.isfinite(values)
     kinds = kinds_in_order(table.loc[shown, "kind"])
     for kind in kinds:

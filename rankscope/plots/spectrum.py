@@ -46,7 +46,11 @@ _FLOOR = 1e-16  # below it a float64 ratio says nothing
 
 @dataclass(frozen=True, eq=False)
 class _Curve:
-    """One spectrum ready to draw: `ratio` is σ/σ₁, `edge` the noise edge over σ₁ or NaN."""
+    """One spectrum ready to draw.
+
+    `ratio` is σ/σ₁ where it is above the error of the computation, otherwise NaN; `edge` is the
+    noise edge over σ₁ or NaN.
+    """
 
     module: str
     kind: str
@@ -65,7 +69,7 @@ def plot_spectrum(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ----------
     table : DataFrame
         A spectrum table: `module`, `kind`, `singular_values` (descending) and, where known,
-        `noise_edge`.
+        `noise_edge` and `error_bound`.
     ax : Axes, optional
         Where to draw; the current axes by default.
 
@@ -91,7 +95,8 @@ def plot_spectrum(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ax.set_axis_off()
         ax.text(0.5, 0.5, _NOTHING, ha="center", va="center", transform=ax.transAxes)
         return ax
-    _draw_curves(ax, curves, [KIND_COLORS.get(c.kind, KIND_COLORS["other"]) for c in curves])
+    own_colors = [KIND_COLORS.get(c.kind, KIND_COLORS["other"]) for c in curves]
+    _draw_curves(ax, curves, own_colors, _bottom(curves))
     kinds = kinds_in_order(curve.kind for curve in curves)
     colors = [KIND_COLORS.get(kind, KIND_COLORS["other"]) for kind in kinds]
     lines = [Line2D([], [], color=color) for color in colors]
@@ -109,7 +114,7 @@ def figure_spectrum(table: pd.DataFrame) -> Figure:
     ----------
     table : DataFrame
         A spectrum table: `module`, `layer`, `kind`, `singular_values` and, where known,
-        `noise_edge`.
+        `noise_edge` and `error_bound`.
 
     Returns
     -------
@@ -136,53 +141,54 @@ def figure_spectrum(table: pd.DataFrame) -> Figure:
     if not curves:
         return notice_figure(_NOTHING if len(table) else "no module to draw", caption)
     with theme():
-        return _draw_panels(curves, caption)
+        return _draw_panels(curves, " ".join(filter(None, [_band(curves), caption])))
 
 
 def _curves(table: pd.DataFrame) -> list[_Curve]:
     require_columns(table, "module", "kind", "singular_values")
     layers = layer_numbers(table) if "layer" in table else np.full(len(table), np.nan)
-    edges = table["noise_edge"] if "noise_edge" in table else [None] * len(table)
-    rows = zip(
-        table["module"], table["kind"], layers, table["singular_values"], edges, strict=True
+    edges, errors = (
+        table[name] if name in table else [None] * len(table)
+        for name in ("noise_edge", "error_bound")
     )
+    values = table["singular_values"]
+    rows = zip(table["module"], table["kind"], layers, values, edges, errors, strict=True)
     curves = (_curve(*row) for row in rows)
     return [curve for curve in curves if curve is not None]
 
 
-def _curve(module: str, kind: str, layer: float, values: Any, edge: Any) -> _Curve | None:
+def _curve(
+    module: str, kind: str, layer: float, values: Any, edge: Any, error: Any
+) -> _Curve | None:
     s = as_vector(values)
     if not s.size or not s[0] > 0:
         return None
-    floor = np.nan if edge is None or pd.isna(edge) else float(edge) / s[0]
-    return _Curve(module, kind, float(layer), s / s[0], floor)
+    least = max(0.0 if pd.isna(error) else float(error) / s[0], _FLOOR)
+    ratio = np.where(s / s[0] > least, s / s[0], np.nan)
+    ratio[0] = 1.0  # the curve of an update that is zero to rounding is its first point
+    return _Curve(module, kind, float(layer), ratio, np.nan if pd.isna(edge) else edge / s[0])
 
 
-def _draw_curves(ax: Axes, curves: Sequence[_Curve], colors: Sequence[Any]) -> None:
+def _draw_curves(
+    ax: Axes, curves: Sequence[_Curve], colors: Sequence[Any], bottom: float, most_ticks: int = 10
+) -> None:
     for curve, color in zip(curves, colors, strict=True):
         n = curve.ratio.size
-        drawn = np.where(curve.ratio > _FLOOR, curve.ratio, np.nan)
-        ax.plot(
-            np.arange(1, n + 1),
-            drawn,
-            color=color,
-            marker="o" if n <= 16 else "",
-            alpha=0.85,
-            label=curve.module,
-        )
+        marker = "o" if n <= 16 else ""
+        places = np.arange(1, n + 1)
+        ax.plot(places, curve.ratio, color=color, marker=marker, alpha=0.85, label=curve.module)
     longest = max(curve.ratio.size for curve in curves)
     ax.set_yscale("log")
-    bottom = _bottom(curves)
     ax.set(xlim=(0.5, longest + 0.5) if longest <= 16 else (-0.01 * longest, 1.02 * longest))
     ax.set_ylim(bottom, 1.5)
-    ax.set_xticks(ticks_from_one(longest))
+    ax.set_xticks(ticks_from_one(longest, most_ticks))
     _draw_noise(ax, [curve.edge for curve in curves if np.isfinite(curve.edge)], bottom)
 
 
 def _bottom(curves: Sequence[_Curve]) -> float:
     """Return the lowest value shown: a whole decade, so that the axis has two labels or more."""
     ratios = np.concatenate([curve.ratio for curve in curves])
-    lowest = ratios[ratios > _FLOOR].min()
+    lowest = np.nanmin(ratios)
     return float(10.0 ** min(np.floor(np.log10(lowest)), -1.0))
 
 
@@ -191,6 +197,13 @@ def _draw_noise(ax: Axes, edges: Sequence[float], bottom: float) -> None:
     if edges:
         ax.axhspan(bottom, max(edges), color="0.93", zorder=0, linewidth=0)
         ax.axhspan(bottom, min(edges), color="0.87", zorder=0, linewidth=0, label="noise")
+
+
+def _band(curves: Sequence[_Curve]) -> str:
+    """Return the sentence that says what the grey band is, where there is one."""
+    known = [curve for curve in curves if np.isfinite(curve.edge)]
+    lighter = ", lighter where only some of the modules are" if len(known) > 1 else ""
+    return f"Grey: within the noise of the storage{lighter}." if known else ""
 
 
 def _draw_panels(curves: Sequence[_Curve], caption: str) -> Figure:
@@ -208,8 +221,9 @@ def _draw_panels(curves: Sequence[_Curve], caption: str) -> Figure:
             shade.to_rgba(np.asarray(place)) if label else KIND_COLORS["q"]
             for place in places.values()
         ]
-        _draw_curves(ax, list(places), colors)
-        ax.set(title=title, ylim=(_bottom(curves), 1.5))
+        # Four panels beside each other have room for few numbers.
+        _draw_curves(ax, list(places), colors, _bottom(curves), 10 if columns < 3 else 4)
+        ax.set(title=title)
         ax.tick_params(labelleft=index % columns == 0)
         axes.append(ax)
     outer_labels(figure, "index of the singular value", "σ / σ₁")

@@ -174,6 +174,24 @@ def as_vector(values: Any) -> NDArray[np.float64]:
     return np.zeros(0) if values is None else np.asarray(values, dtype=np.float64).reshape(-1)
 
 
+def as_floats(table: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
+    """Return the columns as floats, NaN where they are undefined."""
+    values: pd.DataFrame = table[list(measures)].apply(pd.to_numeric)
+    return values.astype("Float64").astype("float64")
+
+
+def in_words(measure: str) -> str:
+    """Return a column's name in words.
+
+    Examples
+    --------
+    >>> in_words("energy_rank_90"), in_words("stable_rank")
+    ('energy rank, 90 %', 'stable rank')
+    """
+    stem, _, last = measure.rpartition("_")
+    return f"{stem.replace('_', ' ')}, {last} %" if last.isdigit() else measure.replace("_", " ")
+
+
 def indented(text: str, width: int) -> str:
     """Return `text` broken at spaces into lines of at most `width` characters."""
     return "\n".join(textwrap.wrap(text, max(width, 8)))
