@@ -168,7 +168,7 @@ class Leading:
         self, core: Float[Tensor, "p q"], k: int | None, *, vectors: bool
     ) -> Decomposition:
         """Return the decomposition by `leading_svd`, or by `Gram` where that has none."""
-        k = min(self.k, k or self.k)
+        k = k or self.k
         found = leading_svd(core, k, self.tolerance, norm(core))
         if found is None:
             note = f"not separated at k = {k} as far as was searched: computed in full"
@@ -306,6 +306,8 @@ def svd(
     [4.0, 3.0]
     """
     _check_count(k)
+    if isinstance(method, Leading):
+        k = min(method.k, k or method.k)
     left_basis, core, right_basis = update.compress()
     unit = _unit(core)
     scaled = core if unit == 1.0 else core * (1 / unit)
@@ -379,9 +381,7 @@ def _nothing(core: Float[Tensor, "p q"], count: int) -> Decomposition:
     """Return the decomposition of a matrix that is all zero."""
     p, q = core.shape
     none = core.new_zeros(count, dtype=torch.float64)
-    left, right = (
-        torch.eye(n, count, dtype=torch.float64, device=core.device) for n in (p, q)
-    )
+    left, right = (torch.eye(n, count, dtype=torch.float64, device=core.device) for n in (p, q))
     return Decomposition(none, left, right, 0.0, "exact", none, none)
 
 

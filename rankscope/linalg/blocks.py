@@ -26,6 +26,8 @@ def times(matrix: Float[Tensor, "m n"], x: Float[Tensor, "n k"]) -> Float[Tensor
     >>> times(torch.eye(2), torch.tensor([[1.0], [2.0]], dtype=torch.float64)).flatten().tolist()
     [1.0, 2.0]
     """
+    if _by_columns(matrix):
+        return times_transposed(matrix.T, x)
     if matrix.dtype == x.dtype:
         return matrix @ x
     product = x.new_empty(len(matrix), x.shape[1])
@@ -44,6 +46,8 @@ def times_transposed(
     >>> times_transposed(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0]])).flatten().tolist()
     [3.0, 6.0]
     """
+    if _by_columns(matrix):
+        return times(matrix.T, x)
     # The thin factor first: BLAS libraries are up to three times slower the other way round.
     if matrix.dtype == x.dtype:
         return (x.T @ matrix).T
@@ -53,27 +57,26 @@ def times_transposed(
     return product.T
 
 
-def gram(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "p p"]:
-    """Return the float64 Gram matrix of the short side; only its lower triangle is set.
+def gram(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "n n"]:
+    """Return ``matrix.T @ matrix`` in float64; only the lower triangle is set.
 
     Half the operations of a matrix product, and of a float32 matrix no float64 copy is made.
 
     Examples
     --------
-    >>> gram(torch.tensor([[3.0, 4.0]])).tolist()
+    >>> gram(torch.tensor([[3.0], [4.0]])).tolist()
     [[25.0]]
     """
-    long = matrix.T if matrix.shape[0] < matrix.shape[1] else matrix
-    side = long.shape[1]
+    side = matrix.shape[1]
     if matrix.is_cuda:
         total = matrix.new_zeros(side, side, dtype=torch.float64)
-        for part in _parts(len(long), _WIDE):
-            block = long[part].double()
+        for part in _parts(len(matrix), _WIDE):
+            block = matrix[part].double()
             total.addmm_(block.T, block)
         return total
     upper = np.zeros((side, side), order="F")
-    for part in _parts(len(long), _WIDE):
-        block = long[part].double().contiguous().numpy()
+    for part in _parts(len(matrix), _WIDE):
+        block = matrix[part].double().contiguous().numpy()
         upper = scipy.linalg.blas.dsyrk(1.0, block.T, beta=1.0, c=upper, overwrite_c=True)
     return torch.from_numpy(upper.T)
 
@@ -141,6 +144,10 @@ def subtract(
         flat = wide.copy_(block).flatten()
         squares += torch.dot(flat, flat).item()
     return difference, float(np.sqrt(squares))
+
+
+def _by_columns(matrix: Float[Tensor, "m n"]) -> bool:
+    return matrix.stride(0) == 1 and matrix.stride(1) != 1
 
 
 def _parts(length: int, size: int) -> Iterator[slice]:

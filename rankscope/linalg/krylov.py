@@ -31,12 +31,15 @@ class Ritz:
         Of the Krylov space on the right side.
     coefficients : (q, q) Tensor
         Of the right directions in that basis, one per column.
+    room : int
+        How large the space may yet become.
     """
 
     values: Float[Tensor, " q"]
     residuals: Float[Tensor, " q"]
     basis: Float[Tensor, "n q"]
     coefficients: Float[Tensor, "q q"]
+    room: int
 
     def right(self, count: int) -> Float[Tensor, "n count"]:
         """Return the first directions of the right side, orthonormal to the basis' rounding."""
@@ -46,7 +49,7 @@ class Ritz:
 def krylov(
     matrix: Float[Tensor, "m n"], block: int, limit: int, dtype: torch.dtype
 ) -> Iterator[Ritz]:
-    """Yield what ever larger Krylov spaces know, each about a quarter larger than the last.
+    """Yield what ever larger Krylov spaces know, each about a third larger than the last.
 
     Both sides are orthogonalised in full, so that no direction is found twice.
 
@@ -58,6 +61,7 @@ def krylov(
         Directions that are added at a time, on each side.
     limit : int
         The largest number of directions; well below ``min(m, n)``.
+        Nothing is yielded below `block`.
     dtype : torch.dtype
         Of the arithmetic on the long vectors; what is small is float64.
 
@@ -66,6 +70,8 @@ def krylov(
     .. [1] G. Golub, F. Luk and M. Overton, "A block Lanczos method for computing the singular
        values and corresponding singular vectors of a matrix", ACM TOMS 7 (1981).
     """
+    if limit < block:
+        return
     m, n = matrix.shape
     left = matrix.new_empty(m, limit, dtype=dtype)
     right = matrix.new_empty(n, limit + block, dtype=dtype)
@@ -84,15 +90,13 @@ def krylov(
         product = times_transposed(matrix, left[:, here]) - right[:, here] @ diagonal.T
         right[:, ahead], coupling = _orthonormal(product, right[:, : q + block])
         if q + block >= due:
-            due = int(1.25 * due) + 1
-            yield _ritz(bands[: q + block, : q + block], coupling, right[:, : q + block])
+            due = int(1.35 * due)
+            yield _ritz(bands[: q + block, : q + block], coupling, right[:, : q + block], limit)
 
 
 def rayleigh_ritz(
     matrix: Float[Tensor, "m n"], basis: Float[Tensor, "n c"]
-) -> tuple[
-    Float[Tensor, "m c"], Float[Tensor, " c"], Float[Tensor, "n c"], Float[Tensor, "n c"]
-]:
+) -> tuple[Float[Tensor, "m c"], Float[Tensor, " c"], Float[Tensor, "n c"], Float[Tensor, "n c"]]:
     """Return the best singular triplets with right sides in a span, and their residuals.
 
     All in float64: ``matrix @ right = left * s`` to rounding, and ``residual = matrix.T @ left
@@ -130,9 +134,12 @@ def _orthonormal(
 
 
 def _ritz(
-    bands: Float[Tensor, "q q"], coupling: Float[Tensor, "b b"], basis: Float[Tensor, "n q"]
+    bands: Float[Tensor, "q q"],
+    coupling: Float[Tensor, "b b"],
+    basis: Float[Tensor, "n q"],
+    room: int,
 ) -> Ritz:
     left, values, right = torch.linalg.svd(bands)
     last = left[-len(coupling) :]
     residuals = torch.linalg.vector_norm(coupling.double().cpu() @ last, dim=0)
-    return Ritz(values, residuals, basis, right.T.to(basis.device))
+    return Ritz(values, residuals, basis, right.T.to(basis.device), room)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rankscope.linalg.blocks import gram
 from rankscope.linalg.certificate import coupled_norm, remainder_bounds, value_errors
 from rankscope.linalg.krylov import Ritz, krylov, rayleigh_ritz
 
@@ -23,6 +25,8 @@ _FLOORS = {torch.float32: 1e-5, torch.float64: 1e-12}
 _ASIDE = 1e-4
 # The rest must be so much smaller than the last value wanted that a bound can tell them apart.
 _APART = 0.97
+# Convergence speeds up: so many times its present rate is hoped for.
+_PATIENCE = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +61,10 @@ class _Problem:
     tolerance: float
     size: float
 
+    @property
+    def block(self) -> int:
+        return 16 if self.k <= 24 else 32
+
 
 def leading_svd(
     matrix: Float[Tensor, "m n"], k: int, tolerance: float, size: float
@@ -89,29 +97,60 @@ def leading_svd(
     >>> leading_svd(matrix, 2, 1e-6, torch.linalg.vector_norm(matrix).item()) is None
     True
     """
+    if matrix.shape[0] < matrix.shape[1]:
+        found = leading_svd(matrix.T, k, tolerance, size)
+        return found and replace(found, left=found.right, right=found.left)
     problem = _Problem(matrix, k, tolerance, size)
+    limit, found = matrix.shape[1] // 4, None
     if tolerance >= _LOOSE:
-        found = _search(problem, torch.float32)
+        narrow = matrix.float()
+        found = _search(problem, narrow, krylov(narrow, problem.block, limit, torch.float32))
+    if found is None:
+        found = _search(problem, matrix, krylov(matrix, problem.block, limit, torch.float64))
+    if found is None and limit > k:
+        found = _search(problem, matrix, map(_rooted, _squared(problem, limit)))
+    return found
+
+
+def _squared(problem: _Problem, limit: int) -> Iterator[Ritz]:
+    """Yield Krylov spaces of the Gram matrix: twice the polynomial degree for each product."""
+    lower = gram(problem.matrix)
+    square = lower.tril_() + lower.tril(-1).T
+    return krylov(square, problem.block, limit, torch.float64)
+
+
+def _rooted(ritz: Ritz) -> Ritz:
+    roots = ritz.values.sqrt()
+    residuals = ritz.residuals / roots.clamp_min(1e-300)
+    return replace(ritz, values=roots, residuals=residuals)
+
+
+def _search(
+    problem: _Problem, searched: Float[Tensor, "m n"], spaces: Iterator[Ritz]
+) -> Certified | None:
+    """Return the first result that is certified, or None as soon as there is no hope for one."""
+    before = None
+    for ritz in spaces:
+        if ritz.basis.dtype == torch.float32 and _out_of_reach(ritz, problem):
+            return None
+        now = (len(ritz.values), _shortfall(ritz, problem))
+        if before is not None and _hopeless(before, now, ritz.room):
+            return None
+        before = now
+        count = _aside(ritz, problem) if now[1] <= 0 else 0
+        found = _certified(problem, searched, ritz, count) if count else None
         if found is not None:
             return found
-    return _search(problem, torch.float64)
-
-
-def _search(problem: _Problem, dtype: torch.dtype) -> Certified | None:
-    # A float32 copy of float64 numbers is worth its room; the other way round it is not.
-    narrow = dtype == torch.float32
-    searched = problem.matrix.float() if narrow else problem.matrix
-    block = 16 if problem.k <= 24 else 32
-    limit = min(problem.matrix.shape) // (4 * block) * block
-    for number, ritz in enumerate(krylov(searched, block, limit, dtype), 1):
-        if narrow and _out_of_reach(ritz, problem):
-            return None
-        count = _converged(ritz, problem, dtype)
-        if count:
-            found = _certified(problem, searched, ritz, count, number)
-            if found is not None:
-                return found
     return None
+
+
+def _hopeless(before: tuple[int, float], now: tuple[int, float], room: int) -> bool:
+    """Whether residuals that shrink as they did will still be too large when room ends."""
+    # At first residuals hardly shrink: nothing can be said of spaces that are still small.
+    if not math.isfinite(before[1]) or now[1] <= 0 or now[0] < room // 2:
+        return False
+    rate = (before[1] - now[1]) / (now[0] - before[0])
+    return rate * (room - now[0]) * _PATIENCE < now[1]
 
 
 def _kept(values: Float[Tensor, " q"], k: int, dtype: torch.dtype) -> int:
@@ -136,21 +175,27 @@ def _out_of_reach(ritz: Ritz, problem: _Problem) -> bool:
     )
 
 
-def _converged(ritz: Ritz, problem: _Problem, dtype: torch.dtype) -> int:
+def _shortfall(ritz: Ritz, problem: _Problem) -> float:
+    """Return the logarithm of the residual over what is wanted; infinite for too few values."""
+    if len(ritz.values) <= problem.k:
+        return math.inf
+    kept = _kept(ritz.values, problem.k, ritz.basis.dtype)
+    residual = torch.linalg.vector_norm(ritz.residuals[:kept]).item()
+    wanted = _wanted(ritz.values, kept, problem.tolerance)
+    return math.log(max(residual, 1e-300) / max(wanted, 1e-300))
+
+
+def _aside(ritz: Ritz, problem: _Problem) -> int:
     """Return how many directions to set aside before the rest is bounded; 0: not yet."""
     values, residuals = ritz.values, ritz.residuals
-    if len(values) <= problem.k:
-        return 0
-    kept = _kept(values, problem.k, dtype)
-    if torch.linalg.vector_norm(residuals[:kept]) > _wanted(values, kept, problem.tolerance):
-        return 0
-    aside = int((residuals <= _ASIDE * values[kept - 1]).long().cumprod(0).sum())
+    last = values[_kept(values, problem.k, ritz.basis.dtype) - 1]
+    aside = int((residuals <= _ASIDE * last).long().cumprod(0).sum())
     count = min(max(aside, problem.k), len(values) - 1)
-    return count if values[count] < _APART * values[kept - 1] else 0
+    return count if values[count] < _APART * last else 0
 
 
 def _certified(
-    problem: _Problem, searched: Tensor, ritz: Ritz, count: int, number: int
+    problem: _Problem, searched: Float[Tensor, "m n"], ritz: Ritz, count: int
 ) -> Certified | None:
     left, s, right, residual = rayleigh_ritz(problem.matrix, ritz.right(count))
     dtype, k = ritz.basis.dtype, problem.k
@@ -160,7 +205,7 @@ def _certified(
     following = s[kept].item() if count > kept else 0.0
     slack = 2 * torch.finfo(dtype).eps * problem.size
     guess = max(ritz.values[count].item(), slack)
-    bounds = remainder_bounds(searched, left.to(dtype), right.to(dtype), guess, number)
+    bounds = remainder_bounds(searched, left.to(dtype), right.to(dtype), guess, len(ritz.values))
     for rest in chain([_frobenius(problem.size, s, residual)], bounds):
         tail = coupled_norm(following, outer, rest + slack)
         if inner <= problem.tolerance * (s[kept - 1].item() - tail):

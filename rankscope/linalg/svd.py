@@ -99,7 +99,7 @@ def gram_svd(
     if matrix.shape[0] > matrix.shape[1]:
         right, s, left = gram_svd(matrix.T, k)
         return left, s, right
-    squares, left = _eigenpairs(gram(matrix), k)
+    squares, left = _eigenpairs(gram(matrix.T), k)
     s = squares.clamp_min(0).sqrt()
     # Dividing by a zero singular value would turn an empty direction into NaN.
     sizes = torch.where(s > 0, s, torch.inf)[: left.shape[1]]
@@ -137,5 +137,6 @@ def gram_values(matrix: Float[Tensor, "m n"]) -> Float[Tensor, " k"]:
     >>> gram_values(torch.diag(torch.tensor([1.0, 3.0]))).tolist()
     [3.0, 1.0]
     """
-    squares: Tensor = torch.linalg.eigvalsh(gram(matrix))
+    long = matrix.T if matrix.shape[0] < matrix.shape[1] else matrix
+    squares: Tensor = torch.linalg.eigvalsh(gram(long))
     return squares.flip(0).clamp_min(0).sqrt()

@@ -18,6 +18,7 @@ __all__ = [
     "effective_rank",
     "energy_entropy_rank",
     "energy_rank",
+    "energy_rank_bracket",
     "numerical_rank",
     "participation_rank",
     "stable_rank",
@@ -139,6 +140,50 @@ def energy_rank(s: Float[Tensor, " k"], fraction: float, energy: float | None = 
     # Ten equal values hold 90 % in nine, though their running sum may miss it by a few eps.
     wanted = fraction * total * (1 - 1e-12)
     return min(int((cumulative < wanted).sum()) + 1, len(s))
+
+
+def energy_rank_bracket(
+    s: Float[Tensor, " k"], fraction: float, energy: float, ceiling: int
+) -> tuple[int, int]:
+    """Return bounds on the `energy_rank` of an update whose first singular values alone are known.
+
+    No later value exceeds the last known one, each is at most the one before, and none of
+    the energy lies beyond `ceiling`.
+
+    Parameters
+    ----------
+    s : (k,) Tensor
+        The first k singular values, descending.
+    fraction : float
+        In (0, 1].
+    energy : float
+        ``‖ΔW‖_F²``, of all singular values.
+    ceiling : int
+        The largest number of singular values that can differ from zero.
+
+    Returns
+    -------
+    low, high : int
+        Equal where the first k hold `fraction` of the energy; 0 and 0 for an all-zero update.
+
+    Examples
+    --------
+    >>> energy_rank_bracket(torch.tensor([4.0, 2.0]), 0.9, energy=30.0, ceiling=12)  # 7 of 10 are missing
+    (4, 9)
+    """
+    squares = s.double().square()
+    wanted = fraction * energy * (1 - 1e-12)
+    known = squares.sum().item()
+    if known >= wanted or len(s) >= ceiling:
+        rank = energy_rank(s, fraction, energy)
+        return rank, rank
+    last = squares[-1].item() if len(s) else energy
+    missing, rest = wanted - known, energy - known
+    # Soonest complete where the next values are as large as the last one, latest where all
+    # that are left are equal.
+    low = len(s) + math.ceil(missing / last) if last else ceiling
+    high = len(s) + math.ceil(missing / rest * (ceiling - len(s)))
+    return min(low, high), min(high, ceiling)
 
 
 def top_energy(s: Float[Tensor, " k"], energy: float | None = None) -> float:
