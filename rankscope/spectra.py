@@ -122,7 +122,7 @@ class Gram:
             values,
             _first(left, k),
             _first(right, k),
-            tail,
+            math.hypot(tail, math.sqrt(blur)) if len(s) > len(values) else 0.0,
             "gram",
             _root_errors(values, blur),
             _sines(values.square() - _following(values, tail).square(), blur),

@@ -27,7 +27,9 @@ def seeded(seed=0):
 
 
 def graded(out=90, in_=70):
-    return with_spectrum(torch.logspace(0, -9, min(out, in_), dtype=torch.float64), out, in_, seeded())
+    return with_spectrum(
+        torch.logspace(0, -9, min(out, in_), dtype=torch.float64), out, in_, seeded()
+    )
 
 
 def repeated(out=80, in_=60):
@@ -73,7 +75,8 @@ def check_against_lapack(matrix, spectrum, unit=1.0):
     assert spectrum.tail / unit >= following - spectrum.error_bound / unit - own
     assert spectrum.energy / unit**2 == pytest.approx(s.square().sum().item(), rel=1e-12)
     gaps = s[:k] - torch.cat([s[1:k], s.new_tensor([following])])
-    for i, bound in enumerate(spectrum.cut_errors.tolist()):
+    for i in {0, 1, 2, 3, 9, k // 2, k - 1} & set(range(k)):
+        bound = spectrum.cut_errors[i].item()
         blur = 2 * own / gaps[i].item() if gaps[i] > 0 else 1.0
         if bound + blur < 0.1:
             allowed = bound + blur + 1e-12
@@ -160,14 +163,14 @@ def test_gram_of_the_first_few_alone_is_the_same():
 
 
 class TestAuto:
-    @pytest.mark.parametrize(
-        ("k", "name"), [(None, "gram"), (20, "leading"), (21, "gram"), (4, "leading")]
-    )
-    def test_rule(self, k, name):
-        s = torch.cat([torch.linspace(60, 40, 20), 0.01 * torch.ones(140)])
-        update = DenseUpdate(with_spectrum(s, 170, 160, seeded()))
-        assert svd(update, k, Auto(limit=159)).method == name
-        assert svd(update, k, Auto(limit=160)).method == "exact"
+    def test_rule(self):
+        s = torch.cat([torch.linspace(60, 40, 20), 0.01 * torch.ones(280)])
+        update = DenseUpdate(with_spectrum(s, 310, 300, seeded()))
+        assert svd(update, 20, Auto(limit=300)).method == "exact"
+        assert svd(update, 20, Auto(limit=299)).method == "leading"
+        assert svd(update, 37, Auto(limit=299)).notes  # tried: an eighth of 300 and no gap
+        assert not svd(update, 38, Auto(limit=299)).notes
+        assert svd(update, method=Auto(limit=299)).method == "gram"
 
 
 # A certificate must be right whenever it is given, so many matrices are tried.
@@ -188,7 +191,7 @@ class TestLeading:
     @pytest.mark.parametrize("tolerance", [1e-9, 1e-6, 1e-3])
     @pytest.mark.parametrize("k", [1, 5, 16])
     def test_planted_in_noise_is_certified(self, k, tolerance):
-        matrix = planted(400, 16, 3.0, 1)
+        matrix = planted(600, 16, 3.0, 1)
         spectrum = svd(DenseUpdate(matrix), method=Leading(k, tolerance))
         assert spectrum.method == "leading"
         assert spectrum.notes == ()
@@ -320,9 +323,7 @@ def test_bounds_hold_at_every_step_and_come_close(guess, number):
     n, c = 200, 6
     matrix = gaussian(n, 150, rng=seeded(number))
     u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
-    bounds = list(
-        remainder_bounds(matrix, u[:, :c], vt[:c].T, guess * s[c].item(), number)
-    )
+    bounds = list(remainder_bounds(matrix, u[:, :c], vt[:c].T, guess * s[c].item(), number))
     assert min(bounds) >= s[c]
     if guess == 1.0:
         assert bounds[-1] < 1.1 * s[c]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -76,8 +77,8 @@ def gram(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "n n"]:
         return total
     upper = np.zeros((side, side), order="F")
     for part in _parts(len(matrix), _WIDE):
-        block = matrix[part].double().contiguous().numpy()
-        upper = scipy.linalg.blas.dsyrk(1.0, block.T, beta=1.0, c=upper, overwrite_c=True)
+        rows = matrix[part].double().contiguous().numpy()
+        upper = scipy.linalg.blas.dsyrk(1.0, rows.T, beta=1.0, c=upper, overwrite_c=True)
     return torch.from_numpy(upper.T)
 
 
@@ -90,13 +91,13 @@ def norm(matrix: Float[Tensor, "m n"]) -> float:
     5.0
     """
     if matrix.dtype == torch.float64 or matrix.is_cuda:
-        return torch.linalg.vector_norm(matrix, dtype=torch.float64).item()
+        return float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
     squares = 0.0
     rows = max(1, _CACHED // max(1, matrix.shape[1]))
     for part in _parts(len(matrix), rows):
         block = matrix[part].double().flatten()
         squares += torch.dot(block, block).item()
-    return float(np.sqrt(squares))
+    return math.sqrt(squares)
 
 
 def all_finite(tensor: Tensor) -> bool:
@@ -143,7 +144,7 @@ def subtract(
         block.copy_(one[part]).sub_(less.copy_(other[part]))
         flat = wide.copy_(block).flatten()
         squares += torch.dot(flat, flat).item()
-    return difference, float(np.sqrt(squares))
+    return difference, math.sqrt(squares)
 
 
 def _by_columns(matrix: Float[Tensor, "m n"]) -> bool:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from scipy.special import gammaincinv
 from torch import Tensor
 
-from rankscope.linalg.blocks import times, times_transposed
+from rankscope.linalg.blocks import all_finite, times, times_transposed
 from rankscope.linalg.krylov import draw
 
 __all__ = ["FAILURE", "coupled_norm", "remainder_bounds", "value_errors"]
@@ -115,7 +115,9 @@ def _without(basis: Float[Tensor, "n c"], x: Float[Tensor, "n k"]) -> Float[Tens
 
 
 def _largest(x: Float[Tensor, "n k"]) -> float:
-    return torch.linalg.matrix_norm(torch.linalg.qr(x.double())[1], 2).item()
+    if not all_finite(x):  # a guess far below the norm, which proves nothing
+        return math.inf
+    return float(torch.linalg.matrix_norm(torch.linalg.qr(x.double())[1], 2))
 
 
 def _inverse_growth(growth: float, degree: int) -> float:

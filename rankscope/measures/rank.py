@@ -168,7 +168,9 @@ def energy_rank_bracket(
 
     Examples
     --------
-    >>> energy_rank_bracket(torch.tensor([4.0, 2.0]), 0.9, energy=30.0, ceiling=12)  # 7 of 10 are missing
+    Of 27 the first two hold 20; two more of 4 each would do, or seven of ten of 1 each:
+
+    >>> energy_rank_bracket(torch.tensor([4.0, 2.0]), 0.9, energy=30.0, ceiling=12)
     (4, 9)
     """
     squares = s.double().square()
