@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rankscope.errors import UpdateError
 from rankscope.linalg.blocks import norm
+from rankscope.linalg.certificate import root_errors, turns
 from rankscope.linalg.leading import leading_svd
 from rankscope.linalg.svd import gram_svd, gram_values, thin_svd, thin_values
 from rankscope.updates import Update
@@ -124,8 +125,8 @@ class Gram:
             _first(right, k),
             math.hypot(tail, math.sqrt(blur)) if len(s) > len(values) else 0.0,
             "gram",
-            _root_errors(values, blur),
-            _sines(values.square() - _following(values, tail).square(), blur),
+            root_errors(values, blur),
+            turns(values.square() - _following(values, tail).square(), blur),
             floor=math.sqrt(blur),
         )
 
@@ -336,7 +337,7 @@ def svd(
         floor=max(DIRECTION_TOLERANCE * largest, found.floor * unit, update.rounding),
         errors=errors,
         tail=tail,
-        cut_errors=(found.cut_errors[:count].cpu() + _sines(gaps, blur)).clamp_max(1.0),
+        cut_errors=(found.cut_errors[:count].cpu() + turns(gaps, blur)).clamp_max(1.0),
         notes=found.notes,
     )
 
@@ -398,19 +399,6 @@ def _first(vectors: Tensor | None, k: int | None) -> Tensor | None:
 def _following(values: Float[Tensor, " k"], tail: float) -> Float[Tensor, " k"]:
     """Return what comes after each value."""
     return torch.cat([values[1:], values.new_full((min(len(values), 1),), tail)])
-
-
-def _root_errors(s: Float[Tensor, " k"], blur: float) -> Float[Tensor, " k"]:
-    """Return the errors of values whose squares are right to `blur`."""
-    squares = s.square()
-    small = torch.maximum(s, (squares + blur).sqrt() - s)
-    large = blur / (s + (squares - blur).clamp_min(0).sqrt()).clamp_min(1e-300)
-    return torch.where(squares > blur, large, small)
-
-
-def _sines(gaps: Float[Tensor, " k"], error: float) -> Float[Tensor, " k"]:
-    """Return how far a perturbation of norm `error` turns directions across each gap."""
-    return torch.where(gaps > 2 * error, error / (gaps - error), torch.inf)
 
 
 def _lift(basis: Tensor | None, vectors: Tensor | None, count: int) -> Tensor:

@@ -301,9 +301,9 @@ def test_equal_singular_values_are_noted(rng):
 
 
 def test_leading_directions_of_large_dense_updates_give_the_numbers_of_all(rng, monkeypatch):
-    s = torch.cat([torch.linspace(9, 5, 8), torch.linspace(1, 0.5, 142)])
-    base = {"w.weight": torch.zeros(160, 150, dtype=torch.float64)}
-    tuned = [{"w.weight": with_spectrum(s, 160, 150, rng)} for _ in range(2)]
+    s = torch.cat([torch.linspace(9, 5, 8), torch.linspace(1, 0.5, 372)])
+    base = {"w.weight": torch.zeros(400, 380, dtype=torch.float64)}
+    tuned = [{"w.weight": with_spectrum(s, 400, 380, rng)} for _ in range(2)]
     a, b = (rs.open_updates(x, base) for x in tuned)
     exact = rs.similarity(a, b, max_i=8, max_j=8).table
     monkeypatch.setattr(rs.spectra.Auto, "__init__", lambda self: self.__dict__.update(limit=100))

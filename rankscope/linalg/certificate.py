@@ -14,7 +14,14 @@ from torch import Tensor
 from rankscope.linalg.blocks import all_finite, times, times_transposed
 from rankscope.linalg.krylov import draw
 
-__all__ = ["FAILURE", "coupled_norm", "remainder_bounds", "value_errors"]
+__all__ = [
+    "FAILURE",
+    "coupled_norm",
+    "remainder_bounds",
+    "root_errors",
+    "turns",
+    "value_errors",
+]
 
 # The probability with which a bound on what remains is wrong, each time it is asked for.
 FAILURE = 1e-9
@@ -108,6 +115,35 @@ def value_errors(
     """
     gaps = values - remainder
     return 2 * coupling**2 / (gaps + (gaps.square() + 4 * coupling**2).sqrt()).clamp_min(1e-300)
+
+
+def root_errors(s: Float[Tensor, " k"], blur: float) -> Float[Tensor, " k"]:
+    """Return the errors of values whose squares are right to `blur`.
+
+    ``blur / (2 s)`` where s is large, and never more than ``sqrt(blur)``.
+
+    Examples
+    --------
+    >>> root_errors(torch.tensor([5.0, 0.0]), 9.0)  # from 5 to sqrt(25 - 9); from 0 to sqrt(9)
+    tensor([1., 3.])
+    """
+    squares = s.square()
+    small = torch.maximum(s, (squares + blur).sqrt() - s)
+    large = blur / (s + (squares - blur).clamp_min(0).sqrt()).clamp_min(1e-300)
+    return torch.where(squares > blur, large, small)
+
+
+def turns(gaps: Float[Tensor, " k"], error: float) -> Float[Tensor, " k"]:
+    """Return the sines by which a perturbation of norm `error` turns directions, by the gap.
+
+    Infinite where the gap is at most twice the error, and nothing is known.
+
+    Examples
+    --------
+    >>> turns(torch.tensor([5.0, 2.0]), 1.0)
+    tensor([0.2500,    inf])
+    """
+    return torch.where(gaps > 2 * error, error / (gaps - error), torch.inf)
 
 
 def _without(basis: Float[Tensor, "n c"], x: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:

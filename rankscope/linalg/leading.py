@@ -114,8 +114,8 @@ def leading_svd(
 
 def _squared(problem: _Problem, limit: int) -> Iterator[Ritz]:
     """Yield Krylov spaces of the Gram matrix: twice the polynomial degree for each product."""
-    lower = gram(problem.matrix)
-    square = lower.tril_() + lower.tril(-1).T
+    square = gram(problem.matrix).tril_()
+    square += square.tril(-1).T
     return krylov(square, problem.block, limit, torch.float64)
 
 
