@@ -28,6 +28,7 @@ from rankscope.measures.similarity import (
     principal_cosines,
     shared_directions,
 )
+from rankscope.spectra import Auto
 from rankscope.updates import FactoredUpdate
 
 sizes = st.integers(1, 6)
@@ -306,7 +307,7 @@ def test_leading_directions_of_large_dense_updates_give_the_numbers_of_all(rng, 
     tuned = [{"w.weight": with_spectrum(s, 400, 380, rng)} for _ in range(2)]
     a, b = (rs.open_updates(x, base) for x in tuned)
     exact = rs.similarity(a, b, max_i=8, max_j=8).table
-    monkeypatch.setattr(rs.spectra.Auto, "__init__", lambda self: self.__dict__.update(limit=100))
+    monkeypatch.setattr(Auto, "__init__", lambda self: self.__dict__.update(limit=100))
     assert rs.svd(a["w"], 8).method == "leading"
     quick = rs.similarity(a, b, max_i=8, max_j=8).table
     for one, other in zip(exact.phi, quick.phi, strict=True):

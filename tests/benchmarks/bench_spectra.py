@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 import rankscope as rs
 from rankscope.io.recipes import Difference
 from rankscope.io.tensors import SafetensorsFile
+from rankscope.spectra import Leading
 
 pytestmark = pytest.mark.benchmark(timer=time.process_time)
 
@@ -89,7 +90,7 @@ def test_whole_spectrum(benchmark, ratio, rng, shape):
 )
 def test_leading_directions(benchmark, ratio, rng, lapack, kind, k, tolerance):
     matrix, seconds, (u, s) = lapack(kind)
-    update, method = rs.DenseUpdate(matrix), rs.spectra.Leading(k, tolerance)
+    update, method = rs.DenseUpdate(matrix), Leading(k, tolerance)
     rounds = 1 if kind != "decaying" and k == 64 else 4
     spectrum = benchmark.pedantic(lambda: rs.svd(update, method=method), rounds=rounds)
     ratio(f"float32 torch.linalg.svd, {kind}, {len(matrix)}² ({spectrum.method})", seconds)
