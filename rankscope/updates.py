@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from rankscope.errors import AdapterError, UpdateError
+from rankscope.linalg.blocks import norm
 
 __all__ = ["Compressed", "DenseUpdate", "FactoredUpdate", "Update"]
 
@@ -19,7 +20,8 @@ __all__ = ["Compressed", "DenseUpdate", "FactoredUpdate", "Update"]
 class Compressed(NamedTuple):
     """An update as ``left @ core @ right.T`` with orthonormal `left` and `right`.
 
-    ``None`` for `left` or `right` is the identity. All in float64.
+    ``None`` for `left` or `right` is the identity. All in float64, but for the core of a dense
+    update, which is its float32 matrix where that holds the numbers exactly.
     """
 
     left: Float[Tensor, "out p"] | None
@@ -43,6 +45,11 @@ class Update(ABC):
     @abstractmethod
     def dtype(self) -> torch.dtype:
         """The dtype of the stored numbers (not of the arithmetic)."""
+
+    @property
+    def rounding(self) -> float:
+        """A bound on the Frobenius norm of what was rounded when the numbers were formed."""
+        return 0.0
 
     @property
     @abstractmethod
@@ -102,7 +109,7 @@ class Update(ABC):
         Taken on the core, not on a Gram matrix, so that the difference of two nearly equal
         updates keeps its digits.
         """
-        return float(torch.linalg.vector_norm(self.compress().core))
+        return norm(self.compress().core)
 
 
 @final
@@ -227,6 +234,8 @@ class DenseUpdate(Update):
     Parameters
     ----------
     matrix : (out, in) Tensor
+    rounding : float
+        A bound on the Frobenius norm of what was rounded when `matrix` was formed; 0 if nothing.
 
     Raises
     ------
@@ -240,6 +249,7 @@ class DenseUpdate(Update):
     """
 
     matrix: Float[Tensor, "out in"]
+    rounding: float = 0.0
 
     def __post_init__(self) -> None:
         if self.matrix.ndim != 2:
@@ -269,7 +279,7 @@ class DenseUpdate(Update):
     @property
     @override
     def T(self) -> DenseUpdate:
-        return DenseUpdate(self.matrix.T)
+        return DenseUpdate(self.matrix.T, self.rounding)
 
     @override
     def matmul(self, x: Float[Tensor, "in k"]) -> Float[Tensor, "out k"]:
@@ -281,7 +291,9 @@ class DenseUpdate(Update):
 
     @override
     def compress(self) -> Compressed:
-        return Compressed(None, self.matrix.double(), None)
+        # Half-precision numbers are exact in float32, at half the memory of float64.
+        wide = torch.promote_types(self.matrix.dtype, torch.float32)
+        return Compressed(None, self.matrix.to(wide), None)
 
     @override
     def dense(self) -> Float[Tensor, "out in"]:
@@ -296,16 +308,17 @@ class DenseUpdate(Update):
 
     @override
     def to(self, device: str | torch.device) -> DenseUpdate:
-        return DenseUpdate(self.matrix.to(device))
+        return DenseUpdate(self.matrix.to(device), self.rounding)
 
     @override
     def __mul__(self, factor: float) -> DenseUpdate:
-        return DenseUpdate(self.matrix.double() * factor)
+        return DenseUpdate(self.matrix.double() * factor, abs(factor) * self.rounding)
 
     @override
     def __add__(self, other: Update) -> DenseUpdate:
         _check_same_shape(self, other)
-        return DenseUpdate(self.matrix.double() + other.dense())
+        total = self.matrix.double() + other.dense()
+        return DenseUpdate(total, self.rounding + other.rounding)
 
 
 def _check_same_shape(one: Update, other: Update) -> None:

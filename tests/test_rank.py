@@ -497,3 +497,27 @@ class TestStorageNoise:
         assert result.table.stored_dtype[0] == "float32"
         # But their rounding has full rank as well.
         assert [note for note in result.notes if "numerical_rank" in note] == list(result.notes)
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    n=st.integers(1, 30),
+    k=st.integers(0, 30),
+    fraction=st.floats(0.01, 1),
+)
+def test_energy_rank_of_a_partial_spectrum_is_bracketed(seed, n, k, fraction):
+    rng = torch.Generator().manual_seed(seed)
+    s = gaussian(n, rng=rng).abs().sort(descending=True).values
+    energy = s.square().sum().item()
+    low, high = m.energy_rank_bracket(s[:k], fraction, energy, n)
+    assert low <= m.energy_rank(s, fraction) <= high <= n
+    assert k < n or low == high
+
+
+def test_bracket_is_reached_from_both_sides():
+    # 20 of 27 are known of 4, 2, ...: the rest as 2, 2, sqrt(2) or as ten times 1.
+    steep = torch.tensor([4.0, 2, 2, 2, 2**0.5])
+    flat = torch.tensor([4.0, 2, *[1.0] * 10])
+    bracket = m.energy_rank_bracket(steep[:2], 0.9, 30.0, 12)
+    assert bracket == (m.energy_rank(steep, 0.9), m.energy_rank(flat, 0.9)) == (4, 9)
+    assert m.energy_rank_bracket(torch.zeros(2), 0.9, 0.0, 5) == (0, 0)

@@ -7,7 +7,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import gaussian, haar, hadamard, peft_tensors, phi_by_definition, rotated
+from oracles import (
+    gaussian,
+    haar,
+    hadamard,
+    peft_tensors,
+    phi_by_definition,
+    rotated,
+    with_spectrum,
+)
 from scipy.linalg import subspace_angles
 
 import rankscope as rs
@@ -20,6 +28,7 @@ from rankscope.measures.similarity import (
     principal_cosines,
     shared_directions,
 )
+from rankscope.spectra import Auto
 from rankscope.updates import FactoredUpdate
 
 sizes = st.integers(1, 6)
@@ -290,3 +299,25 @@ def test_equal_singular_values_are_noted(rng):
     result = rs.similarity(flat, flat)
     assert result.table.ambiguous_a[0] == [1, 2, 3]
     assert any("φ(1,1) is arbitrary" in note for note in result.notes)
+
+
+def test_leading_directions_of_large_dense_updates_give_the_numbers_of_all(rng, monkeypatch):
+    s = torch.cat([torch.linspace(9, 5, 8), torch.linspace(1, 0.5, 372)])
+    base = {"w.weight": torch.zeros(400, 380, dtype=torch.float64)}
+    tuned = [{"w.weight": with_spectrum(s, 400, 380, rng)} for _ in range(2)]
+    a, b = (rs.open_updates(x, base) for x in tuned)
+    exact = rs.similarity(a, b, max_i=8, max_j=8).table
+    monkeypatch.setattr(Auto, "__init__", lambda self: self.__dict__.update(limit=100))
+    assert rs.svd(a["w"], 8).method == "leading"
+    quick = rs.similarity(a, b, max_i=8, max_j=8).table
+    for one, other in zip(exact.phi, quick.phi, strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-5)
+    assert quick.ambiguous_a.tolist() == [[], []]
+
+
+def test_the_last_cut_is_ambiguous_where_the_next_value_is_equal(rng):
+    base = {"w.weight": torch.zeros(20, 30, dtype=torch.float64)}
+    tuned = {"w.weight": with_spectrum([3.0, 2.0, 2.0, 1.0], 20, 30, rng)}
+    full = rs.open_updates(tuned, base)
+    row = rs.similarity(full, full, max_i=2, max_j=3).table.iloc[0]
+    assert (row.ambiguous_a, row.ambiguous_b) == ([2], [2])

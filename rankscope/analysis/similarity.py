@@ -36,7 +36,7 @@ from rankscope.measures.similarity import (
     shared_directions,
 )
 from rankscope.results import SimilarityResult, provenance
-from rankscope.spectra import svd
+from rankscope.spectra import Spectrum, svd
 from rankscope.updates import DenseUpdate, FactoredUpdate, Update
 
 __all__ = ["finish", "similarity", "similarity_study"]
@@ -48,6 +48,8 @@ SIDES: dict[str, tuple[Side, ...]] = {
     "left": ("left",),
 }
 DENSE_LIMIT = 64
+# φ of directions that are this far off, in the sine of an angle, is off in the second digit.
+UNRESOLVED = 0.01
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,10 @@ class _Options:
 
 @dataclass(frozen=True)
 class _Directions:
-    """The directions of one update on one side, strongest first, and their singular values."""
+    """The directions of one update on one side, strongest first, and where cuts are arbitrary."""
 
     basis: Tensor
-    values: Tensor
+    ambiguous: list[int]
 
     @property
     def count(self) -> int:
@@ -124,8 +126,9 @@ def similarity(
         many of them lie above `shared_edge`, the 99.9 % chance quantile of the largest one
         (beyond the i + j - d that any two subspaces share). Modules bear A's names; notes say
         how others were matched, and q and k whose rows stand in Meta's rotary order on one
-        side only have no row for the output side. `ambiguous_a` and `ambiguous_b`
-        list the cuts inside a block of equal singular values, where φ means nothing. An
+        side only have no row for the output side. `ambiguous_a` and `ambiguous_b` list the
+        cuts inside a block of singular values that are equal or cannot be told apart, where φ
+        means nothing. An
         update that is zero has rank 0 and undefined numbers.
 
     Raises
@@ -301,16 +304,25 @@ def _directions(update: Update, options: _Options, limit: int | None) -> dict[Si
         left, right = DenseUpdate(update.up), DenseUpdate(update.down)
     if options.vectors == "factor" and not svd(update, vectors=False).directions:
         limit = 0  # an untrained adapter: A alone would still show its initial numbers
-    spectra = {"right": svd(right)}
-    spectra["left"] = spectra["right"] if left is right else svd(left)
+    spectra = {"right": svd(right, limit or None)}
+    spectra["left"] = spectra["right"] if left is right else svd(left, limit or None)
     found: dict[Side, _Directions] = {}
     for side in options.sides:
         spectrum = spectra[side]
         basis = spectrum.right if side == "right" else spectrum.left
         count = spectrum.directions if limit is None else min(spectrum.directions, limit)
         assert basis is not None  # svd() was asked for vectors
-        found[side] = _Directions(basis[:, :count], spectrum.values)
+        found[side] = _Directions(basis[:, :count], _ambiguous(spectrum, count))
     return found
+
+
+def _ambiguous(spectrum: Spectrum, count: int) -> list[int]:
+    """Return the cuts, up to `count`, inside blocks that are equal or were not told apart."""
+    values = torch.cat([spectrum.values, spectrum.values.new_tensor([spectrum.tail])])
+    unresolved = torch.nonzero(spectrum.cut_errors > UNRESOLVED).flatten() + 1
+    cuts = {*ambiguous_cuts(values), *unresolved.tolist()}
+    # Beyond the last singular value that is not zero nothing is left to be confused with.
+    return sorted(cut for cut in cuts if cut <= count and cut < spectrum.ceiling)
 
 
 def _compare(side: Side, a: _Directions, b: _Directions, seed: int) -> dict[str, Any]:
@@ -324,8 +336,8 @@ def _compare(side: Side, a: _Directions, b: _Directions, seed: int) -> dict[str,
         "rank_b": j,
         "phi": phi,
         "cosines": cosines.numpy(),
-        "ambiguous_a": [cut for cut in ambiguous_cuts(a.values) if cut <= i],
-        "ambiguous_b": [cut for cut in ambiguous_cuts(b.values) if cut <= j],
+        "ambiguous_a": a.ambiguous,
+        "ambiguous_b": b.ambiguous,
     }
     if not i or not j:
         return row

@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["gram_svd", "thin_svd"]
+from rankscope.linalg.blocks import gram, times_transposed
+
+__all__ = ["gram_svd", "gram_values", "thin_svd", "thin_values"]
 
 
 def thin_svd(
@@ -50,19 +52,43 @@ def thin_svd(
     return left, s, right_t.T
 
 
+def thin_values(matrix: Float[Tensor, "m n"]) -> Float[Tensor, " k"]:
+    """Return the singular values alone, as `thin_svd` but in about half the time.
+
+    Examples
+    --------
+    >>> thin_values(torch.diag(torch.tensor([1.0, 3.0]))).tolist()
+    [3.0, 1.0]
+    """
+    matrix = matrix.double()
+    try:
+        values: Tensor = torch.linalg.svdvals(matrix, driver="gesvd" if matrix.is_cuda else None)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        values = thin_svd(matrix)[1]
+    return values
+
+
 def gram_svd(
-    matrix: Float[Tensor, "m n"],
-) -> tuple[Float[Tensor, "m k"], Float[Tensor, " k"], Float[Tensor, "n k"]]:
+    matrix: Float[Tensor, "m n"], k: int | None = None
+) -> tuple[Float[Tensor, "m k"], Float[Tensor, " p"], Float[Tensor, "n k"]]:
     """Return the thin decomposition through the float64 Gram matrix of the short side.
 
     Several times faster than `thin_svd` on large matrices, but it squares the condition
-    number: a singular value below ``sqrt(max(m, n) * eps) * s[0]`` is noise.
+    number: the *squares* of the singular values have an error of ``max(m, n) * eps * s[0]²``.
+
+    Parameters
+    ----------
+    matrix : (m, n) Tensor
+        Finite, float32 or float64; squares must neither overflow nor vanish.
+    k : int, optional
+        How many directions; all of them unless given.
 
     Returns
     -------
-    left, s, right : (m, k), (k,), (n, k) Tensor
-        As `thin_svd`. The long side's directions are orthonormal only where `s` is well
-        above the floor; directions with ``s`` at zero are zero columns.
+    left, s, right : (m, k), (p,), (n, k) Tensor
+        As `thin_svd`; `s` also holds the value after the `k`-th where there is one. The long
+        side's directions are orthonormal only where `s` is well above the floor; directions
+        with ``s`` at zero are zero columns.
 
     Examples
     --------
@@ -70,13 +96,47 @@ def gram_svd(
     >>> s.tolist()
     [3.0, 1.0]
     """
-    matrix = matrix.double()
     if matrix.shape[0] > matrix.shape[1]:
-        right, s, left = gram_svd(matrix.T)
+        right, s, left = gram_svd(matrix.T, k)
         return left, s, right
-    squares, left = torch.linalg.eigh(matrix @ matrix.T)
-    left = left.flip(1)
-    s = squares.flip(0).clamp_min(0).sqrt()
+    squares, left = _eigenpairs(gram(matrix.T), k)
+    s = squares.clamp_min(0).sqrt()
     # Dividing by a zero singular value would turn an empty direction into NaN.
-    right = (matrix.T @ left) / torch.where(s > 0, s, torch.inf)
-    return left, s, right
+    sizes = torch.where(s > 0, s, torch.inf)[: left.shape[1]]
+    return left, s, times_transposed(matrix, left) / sizes
+
+
+def _eigenpairs(
+    square: Float[Tensor, "p p"], k: int | None
+) -> tuple[Float[Tensor, " values"], Float[Tensor, "p k"]]:
+    """Return the first `k` eigenpairs, largest first, and at least one value more."""
+    side = len(square)
+    if k is None or 4 * k >= side or square.is_cuda:
+        squares, vectors = torch.linalg.eigh(square)
+        return squares.flip(0), vectors.flip(1)[:, :k]
+    # The transpose is in the order that LAPACK wants, and is not copied.
+    found, columns = scipy.linalg.eigh(
+        square.numpy().T,
+        lower=False,
+        overwrite_a=True,
+        check_finite=False,
+        subset_by_index=(side - k - 1, side - 1),
+        driver="evr",
+    )
+    return (
+        torch.from_numpy(found).flip(0),
+        torch.from_numpy(columns).flip(1)[:, :k].contiguous(),
+    )
+
+
+def gram_values(matrix: Float[Tensor, "m n"]) -> Float[Tensor, " k"]:
+    """Return the singular values alone, as `gram_svd` but several times as fast.
+
+    Examples
+    --------
+    >>> gram_values(torch.diag(torch.tensor([1.0, 3.0]))).tolist()
+    [3.0, 1.0]
+    """
+    long = matrix.T if matrix.shape[0] < matrix.shape[1] else matrix
+    squares: Tensor = torch.linalg.eigvalsh(gram(long))
+    return squares.flip(0).clamp_min(0).sqrt()

@@ -20,6 +20,7 @@ __all__ = [
     "effective_rank",
     "energy_entropy_rank",
     "energy_rank",
+    "energy_rank_bracket",
     "frobenius_rank",
     "gap_rank",
     "nuclear_rank",
@@ -164,6 +165,52 @@ def energy_rank(s: Float[Tensor, " k"], fraction: float, energy: float | None = 
     if not total:
         return 0
     return _first_to_reach(cumulative, fraction * total)
+
+
+def energy_rank_bracket(
+    s: Float[Tensor, " k"], fraction: float, energy: float, ceiling: int
+) -> tuple[int, int]:
+    """Return bounds on the `energy_rank` of an update whose first singular values alone are known.
+
+    No later value exceeds the last known one, each is at most the one before, and none of
+    the energy lies beyond `ceiling`.
+
+    Parameters
+    ----------
+    s : (k,) Tensor
+        The first k singular values, descending.
+    fraction : float
+        In (0, 1].
+    energy : float
+        ``‖ΔW‖_F²``, of all singular values.
+    ceiling : int
+        The largest number of singular values that can differ from zero.
+
+    Returns
+    -------
+    low, high : int
+        Equal where the first k hold `fraction` of the energy; 0 and 0 for an all-zero update.
+
+    Examples
+    --------
+    Of 27 the first two hold 20; two more of 4 each would do, or seven of ten of 1 each:
+
+    >>> energy_rank_bracket(torch.tensor([4.0, 2.0]), 0.9, energy=30.0, ceiling=12)
+    (4, 9)
+    """
+    squares = s.double().square()
+    wanted = fraction * energy * (1 - _SLACK)
+    known = squares.sum().item()
+    if known >= wanted or len(s) >= ceiling:
+        rank = energy_rank(s, fraction, energy)
+        return rank, rank
+    last = squares[-1].item() if len(s) else energy
+    missing, rest = wanted - known, energy - known
+    # Soonest complete where the next values are as large as the last one, latest where all
+    # that are left are equal.
+    low = len(s) + math.ceil(missing / last) if last else ceiling
+    high = len(s) + math.ceil(missing / rest * (ceiling - len(s)))
+    return min(low, high), min(high, ceiling)
 
 
 def top_energy(s: Float[Tensor, " k"], energy: float | None = None) -> float:
