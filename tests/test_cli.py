@@ -245,7 +245,7 @@ def test_interrupt_exits_with_130(adapters, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rankscope.analysis.rank._row", interrupt)
+    monkeypatch.setattr("rankscope.analysis.engine.study.shown", interrupt)
     result = run("rank", adapters[0])
     assert result.exit_code == 130
     assert "Traceback" not in result.stderr

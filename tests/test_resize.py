@@ -168,6 +168,17 @@ class TestTruncation:
         with pytest.raises(AdapterError):
             result.save(tmp_path / "out")
 
+    def test_numbers_whose_squares_vanish_are_zero(self, rng):
+        matrix = with_spectrum([4.0, 3.0], 6, 5, rng)
+        for tiny, small in zip(
+            both_forms(1e-170 * matrix), both_forms(1e-30 * matrix), strict=True
+        ):
+            for size in ({"rank": 1}, {"energy": 0.6}, {"budget": 11}):
+                assert rs.resize(tiny, **size).left_out == ("h.0.q",)
+                row = rs.resize(small, **size).table.iloc[0]
+                assert row.best_error == pytest.approx(0.6)
+                assert row.relative_error == pytest.approx(0.6)
+
     def test_overflow_is_refused(self):
         tensors = {"h.0.q.lora_A.weight": torch.full((1, 1), 1e6)}
         tensors["h.0.q.lora_B.weight"] = torch.full((1, 1), 1e6)

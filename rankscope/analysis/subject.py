@@ -125,8 +125,8 @@ def read_subject(updates: UpdateSet, module: str, device: str, seed: int) -> Sub
     """Read one module, onto `device`; `seed` is that of the draws that stand for the noise."""
     site = updates.site(module)
     if isinstance(site.recipe, Difference):
+        change = site.recipe.build().to(device)
         tuned, base = (tensor.to(device) for tensor in site.recipe.read())
-        change = DenseUpdate(tuned.double() - base.double())
         noise = storage_noise(tuned, base, seed=seed)
         dtypes = [stored_precision(tensor) for tensor in (tuned, base)]
         coarser = max(dtypes, key=_FINEST_FIRST.index)

@@ -15,13 +15,13 @@ from torch import Tensor
 from rankscope.analysis.budget import parse_budget
 from rankscope.analysis.devices import resolve_device
 from rankscope.analysis.engine import map_modules
-from rankscope.errors import UpdateError
+from rankscope.errors import AdapterError, UpdateError
 from rankscope.io.adapters.family import factored_site
 from rankscope.io.names import FLAT_PREFIXES
 from rankscope.io.recipes import Difference
 from rankscope.io.save import joined, kernel_of
 from rankscope.io.tensors import StateDict
-from rankscope.io.updateset import UpdateSet
+from rankscope.io.updateset import Site, UpdateSet
 from rankscope.measures.allocation import allocate
 from rankscope.measures.rank import energy_rank
 from rankscope.results import ResizeResult, provenance
@@ -131,19 +131,17 @@ class _Cutter:
     def _values(self, module: str, budget: int) -> Tensor:
         """Return as many singular values as the budget could pay for, without round-off."""
         site, update = self.updates.site(module), self.updates[module].to(self.device)
+        self._kernel(site, update)  # what PEFT could not load takes nothing from the rest
         most = max(budget // sum(site.shape), 1)
         spectrum = svd(update, _needed(update, most), vectors=False)
-        if spectrum.directions:
-            kernel_of(self.updates, site)  # what PEFT could not load takes nothing from the rest
-        return spectrum.values[: spectrum.directions]
+        return spectrum.values[: _directions(spectrum)]
 
     def piece(self, module: str, allotted: Mapping[str, int]) -> _Piece:
         """Return one module cut down, and the errors reached and possible."""
         site, update = self.updates.site(module), self.updates[module].to(self.device)
+        kernel = self._kernel(site, update)
         most = self.size.rank or allotted.get(module)
         spectrum = svd(update, _needed(update, most))
-        # A zero update needs no place; any other fails here if PEFT has none.
-        kernel = kernel_of(self.updates, site) if spectrum.directions else ()
         count = self._count(spectrum, most)
         kept, rest = _shares(spectrum, count)
         row = {
@@ -164,10 +162,19 @@ class _Cutter:
         error = _error(update, factors.to(self.device), spectrum.energy)
         return _Piece(row | {"relative_error": error}, factors, kernel)
 
+    def _kernel(self, site: Site, update: Update) -> tuple[int, ...]:
+        """Return a convolution's kernel; raise where PEFT has no place for an update."""
+        try:
+            return kernel_of(self.updates, site)
+        except AdapterError:
+            if update.norm():
+                raise
+            return ()  # nothing needs no place
+
     def _count(self, spectrum: Spectrum, most: int | None) -> int:
         if self.size.energy is not None:
             most = energy_rank(spectrum.values, self.size.energy)
-        return min(most or 0, spectrum.directions)
+        return min(most or 0, _directions(spectrum))
 
     def _factors(self, spectrum: Spectrum, count: int) -> FactoredUpdate:
         """Return the first directions as two factors of equal size, rounded to the dtype."""
@@ -238,13 +245,18 @@ def _needed(update: Update, most: int | None) -> int | None:
     return None if most is None or isinstance(update, FactoredUpdate) else max(most, 1)
 
 
+def _directions(spectrum: Spectrum) -> int:
+    """Return how many directions carry anything; none where all squares vanish."""
+    return spectrum.directions if spectrum.energy else 0
+
+
 def _shares(spectrum: Spectrum, count: int) -> tuple[float, float]:
     """Return the shares of the energy in the first directions and in all others.
 
     The others' squares are summed where all are known: a difference from the whole energy has
     no digits left where it is small. NaN for a zero update.
     """
-    if not spectrum.directions:
+    if not _directions(spectrum):
         return math.nan, math.nan
     s = spectrum.values / spectrum.values[0]  # squares neither overflow nor vanish
     kept, rest = (part.square().sum().item() for part in (s[:count], s[count:]))
@@ -255,10 +267,12 @@ def _shares(spectrum: Spectrum, count: int) -> tuple[float, float]:
 
 def _error(update: Update, factors: FactoredUpdate, energy: float) -> float:
     """Return ‖ΔW − what is written‖ / ‖ΔW‖."""
-    square = 1 + (factors.inner(factors) - 2 * update.inner(factors)) / energy
+    change = factors.inner(factors) - 2 * update.inner(factors)
+    square = 1 + change / energy
     if square > 1e-8:
         return math.sqrt(square)
-    return (update - factors).norm() / math.sqrt(energy)  # too small for a difference of sums
+    # Too small for a difference of sums.
+    return (update - factors).norm() / math.sqrt(energy)
 
 
 def _as_set(updates: UpdateSet, pieces: list[_Piece]) -> UpdateSet:
