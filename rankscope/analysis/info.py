@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
+from rankscope.errors import printable
 from rankscope.io.sources import Opened, Source, open_source, open_updates, open_weights
 from rankscope.io.updateset import Site, UpdateSet
 from rankscope.results import InfoResult, provenance
@@ -95,14 +96,20 @@ def _row(opened: Opened, updates: UpdateSet) -> dict[str, Any]:
         "format": updates.format,
         "modules": len(updates),
         "rank": _common(site.rank for site in updates.sites),
-        "alpha": updates.config.get("lora_alpha") if updates.alpha is None else updates.alpha,
+        "alpha": _said(updates, "lora_alpha") if updates.alpha is None else updates.alpha,
         "scale": _common(site.scale for site in updates.sites),
         "dtype": _common(tensor.dtype for tensor in tensors if tensor.floating),
-        "base_model": updates.config.get("base_model_name_or_path"),
+        "base_model": _said(updates, "base_model_name_or_path"),
         "parameters": sum(tensor.parameters for tensor in tensors),
         "bytes": sum(tensor.bytes for tensor in tensors),
         "unread": list(updates.unread),
     }
+
+
+def _said(updates: UpdateSet, key: str) -> Any:
+    """Return what the configuration says, without what a terminal would obey."""
+    value = updates.config.get(key)
+    return value if value is None or isinstance(value, int | float) else printable(str(value))
 
 
 def _module(site: Site, updates: UpdateSet) -> dict[str, Any]:

@@ -89,7 +89,19 @@ class Formula:
         }
         if self.weight is not None:
             arguments["weight"] = self.weight.read().double()
-        return self.function(**arguments, **self.options)
+        try:
+            return self.function(**arguments, **self.options)
+        except RuntimeError as error:  # torch's, for shapes as for what does not converge
+            raise self._impossible(error) from error
+
+    def _impossible(self, error: RuntimeError) -> UpdateError:
+        return UpdateError(
+            "an update cannot be computed from its tensors",
+            where=f"{self.store.label}, tensors {', '.join(self.tensors.values())}"[:500],
+            expected="tensors of one module that fit together, and its base weight",
+            got=str(error).split("\n")[0][:200],
+            fix="save the adapter again, or give the base it was trained on",
+        )
 
 
 @dataclass(frozen=True)
@@ -123,8 +135,22 @@ class Stored:
 
 
 def finite(store: TensorStore, name: str) -> Tensor:
-    """Return a stored tensor, or raise an `UpdateError` if it holds NaN or infinity."""
+    """Return a stored tensor of real numbers, all of them finite.
+
+    Raises
+    ------
+    UpdateError
+        If it holds NaN or infinity, or numbers that mean nothing by themselves.
+    """
     tensor = store.read(name)
+    if tensor.is_complex() or (tensor.is_floating_point() and tensor.itemsize == 1):
+        raise UpdateError(
+            "a tensor holds numbers of a kind that is not computed with",
+            where=f"{store.label}, tensor {name!r}",
+            expected="real numbers of half precision or better",
+            got=str(tensor.dtype).removeprefix("torch."),
+            fix="convert it with its scale, if it has one, and save it again",
+        )
     broken = int((~torch.isfinite(tensor)).sum())
     if broken:
         raise UpdateError(
