@@ -1,5 +1,6 @@
 """Sources damaged at random end in an error of five lines or in finite numbers; see fuzz.py."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 
 import rankscope as rs
 from rankscope.errors import AdapterError, SourceError, UpdateError
-from rankscope.io.recipes import Formula
+from rankscope.io.recipes import Formula, finite
 from rankscope.io.tensors import StateDict
 
 SCRIPT = Path(__file__).with_name("fuzz.py")
@@ -117,3 +118,24 @@ def test_gguf_blocks_with_a_broken_scale(tmp_path):
     updates = rs.open_updates({"blk.0.attn_q.weight": torch.ones(32, 32)}, base=path)
     with pytest.raises(UpdateError, match="not finite"):
         updates["blk.0.attn_q"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_one_number_that_is_not_finite(dtype, bad):
+    tensors = {"a": torch.full((100, 50), torch.finfo(dtype).max, dtype=dtype)}
+    finite(StateDict(tensors, "<x>"), "a")  # the sum overflows, the numbers are fine
+    tensors = {"a": torch.ones(100, 50, dtype=dtype)}
+    tensors["a"][77, 7] = bad
+    with pytest.raises(UpdateError, match="not finite") as caught:
+        finite(StateDict(tensors, "<x>"), "a")
+    assert caught.value.got == "1 NaN or infinite of 5000"
+
+
+def test_a_source_that_goes_before_it_is_hashed(tmp_path):
+    write(tmp_path / "x", lora())
+    updates, gone = rs.open_updates(tmp_path / "x"), rs.open_updates(tmp_path / "x")
+    assert len(updates.inputs[0]["content_sha256"]) == 64
+    (tmp_path / "x" / "model.safetensors").unlink()
+    with pytest.raises(SourceError, match="any more"):
+        assert gone.inputs

@@ -94,13 +94,12 @@ def _pair(job: Job, part: Part, infix: str) -> tuple[str, str]:
 def _name(job: Job, part: Part) -> str:
     """Return the module's name; of attention layers that of their fused projection."""
     inner = f"{part.path}.base_layer.out_proj"
-    attention = any(other.path == inner for other in job.keys.parts)
-    return f"{part.module}.in_proj_weight" if attention else part.module
+    return f"{part.module}.in_proj_weight" if inner in job.keys.paths else part.module
 
 
 def _is_attention_output(job: Job, part: Part) -> bool:
     outer = part.path.removesuffix(".base_layer.out_proj")
-    return outer != part.path and any(other.path == outer for other in job.keys.parts)
+    return outer != part.path and outer in job.keys.paths
 
 
 def _refuse_grouped(job: Job, part: Part, up: str, down: str) -> None:
