@@ -10,6 +10,7 @@ __all__ = [
     "SourceError",
     "UpdateError",
     "os_reason",
+    "printable",
 ]
 
 
@@ -40,11 +41,10 @@ class RankscopeError(Exception):
 
     def __init__(self, what: str, *, where: str, expected: str, got: str, fix: str) -> None:
         super().__init__(what)
-        self.what = what
-        self.where = where
-        self.expected = expected
-        self.got = got
-        self.fix = fix
+        # Names and values come out of files, and may command a terminal.
+        self.what, self.where, self.expected, self.got, self.fix = map(
+            printable, (what, where, expected, got, fix)
+        )
 
     def __str__(self) -> str:
         lines = (
@@ -106,3 +106,14 @@ def os_reason(error: OSError) -> str:
     'permission denied'
     """
     return (error.strerror or str(error)).lower()
+
+
+def printable(text: str) -> str:
+    r"""Return `text` with what a terminal would obey written out.
+
+    Examples
+    --------
+    >>> print(printable("a\x1b[2J"))
+    a\x1b[2J
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

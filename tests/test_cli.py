@@ -255,7 +255,7 @@ def test_unexpected_errors_are_five_lines_too(adapters, monkeypatch):
     def fail(*args, **kwargs):
         raise ZeroDivisionError("a mistake of ours")
 
-    monkeypatch.setattr("rankscope.analysis.rank._row", fail)
+    monkeypatch.setattr("rankscope.analysis.rank.rank_row", fail)
     assert "a mistake of ours" in assert_five_lines(run("rank", adapters[0]))
 
 

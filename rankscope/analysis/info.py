@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import pandas as pd
 
-from rankscope.errors import BaseNeededError
+from rankscope.errors import BaseNeededError, printable
 from rankscope.io.roles import role_of
 from rankscope.io.sources import Opened, Source, open_source, open_updates, open_weights
 from rankscope.io.updateset import UpdateSet
@@ -88,7 +89,7 @@ def info(
         notes=tuple(note for one in read for note in _notes(one)),
         modules=_listed(_modules, read) if modules else None,
         tensors=_listed(_tensors, read) if tensors else None,
-        metadata={one.opened.label: _said(one) for one in read} if metadata else None,
+        metadata={one.opened.label: _metadata(one) for one in read} if metadata else None,
     )
 
 
@@ -121,7 +122,7 @@ def _read(opened: Opened, base: Opened | None, alpha: float | None, split: str) 
             source=opened.label,
             format=opened.family.name if opened.family else "",
             sites=(),
-            inputs=opened.store.files,
+            records=partial(tuple, opened.store.files),
             notes=(f"{error.what}; {error.fix}",),
             config=opened.config or {},
             alpha=alpha,
@@ -136,14 +137,20 @@ def _row(read: _Read) -> dict[str, Any]:
         "format": updates.format,
         "modules": None if read.lacks_base else len(updates),
         "rank": _common(site.rank for site in updates.sites),
-        "alpha": updates.config.get("lora_alpha") if updates.alpha is None else updates.alpha,
+        "alpha": _said(updates, "lora_alpha") if updates.alpha is None else updates.alpha,
         "scale": _common(site.scale for site in updates.sites),
         "dtype": _common(tensor.dtype for tensor in tensors if tensor.floating),
-        "base_model": updates.config.get("base_model_name_or_path"),
+        "base_model": _said(updates, "base_model_name_or_path"),
         "parameters": sum(tensor.parameters for tensor in tensors),
         "bytes": sum(tensor.bytes for tensor in tensors),
         "unread": list(updates.unread),
     }
+
+
+def _said(updates: UpdateSet, key: str) -> Any:
+    """Return what the configuration says, without what a terminal would obey."""
+    value = updates.config.get(key)
+    return value if value is None or isinstance(value, int | float) else printable(str(value))
 
 
 def _notes(read: _Read) -> Iterator[str]:
@@ -154,7 +161,7 @@ def _notes(read: _Read) -> Iterator[str]:
         yield f"{read.opened.label}: tensors that are no update: {kinds}"
 
 
-def _said(read: _Read) -> dict[str, Any]:
+def _metadata(read: _Read) -> dict[str, Any]:
     return {"header": dict(read.opened.store.metadata), "config": read.updates.config}
 
 

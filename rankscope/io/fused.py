@@ -6,7 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 from rankscope.errors import SourceError
 from rankscope.io.adapters.loralib import merged_linear, merged_part
@@ -76,7 +77,13 @@ def split_fused(updates: UpdateSet) -> UpdateSet:
     record = updates.model.record
     if record is None or all(site.whole is None for site in sites):
         return split
-    return replace(split, inputs=(*updates.inputs, record))
+    return replace(split, records=partial(_and, updates.records, record))
+
+
+def _and(
+    records: Callable[[], tuple[dict[str, Any], ...]], record: dict[str, Any]
+) -> tuple[dict[str, Any], ...]:
+    return (*records(), record)
 
 
 def split_alike(a: UpdateSet, b: UpdateSet) -> tuple[UpdateSet, UpdateSet]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from rankscope.errors import UpdateError
 from rankscope.io.containers.sliced import Block
 from rankscope.io.tensors import TensorStore
-from rankscope.linalg.blocks import all_finite, subtract
+from rankscope.linalg.blocks import subtract
 from rankscope.updates import DenseUpdate, FactoredUpdate, Update
 
 __all__ = ["Cut", "Difference", "Factors", "Formula", "Recipe", "Stored", "Weight"]
@@ -96,7 +96,19 @@ class Formula:
         }
         if self.weight is not None:
             arguments["weight"] = self.weight.read().double()
-        return self.function(**arguments, **self.options)
+        try:
+            return self.function(**arguments, **self.options)
+        except RuntimeError as error:  # torch's, for shapes as for what does not converge
+            raise self._impossible(error) from error
+
+    def _impossible(self, error: RuntimeError) -> UpdateError:
+        return UpdateError(
+            "an update cannot be computed from its tensors",
+            where=f"{self.store.label}, tensors {', '.join(self.tensors.values())}"[:500],
+            expected="tensors of one module that fit together, and its base weight",
+            got=str(error).split("\n")[0][:200],
+            fix="save the adapter again, or give the base it was trained on",
+        )
 
 
 @dataclass(frozen=True)
@@ -165,10 +177,27 @@ class Cut:
 
 
 def finite(store: TensorStore, name: str) -> Tensor:
-    """Return a stored tensor, or raise an `UpdateError` if it holds NaN or infinity."""
+    """Return a stored tensor of real numbers, all of them finite.
+
+    Raises
+    ------
+    UpdateError
+        If it holds NaN or infinity, or numbers that mean nothing by themselves.
+    """
     tensor = store.read(name)
-    if not all_finite(tensor):
-        broken = int((~torch.isfinite(tensor)).sum())
+    if tensor.is_complex() or (tensor.is_floating_point() and tensor.itemsize == 1):
+        raise UpdateError(
+            "a tensor holds numbers of a kind that is not computed with",
+            where=f"{store.label}, tensor {name!r}",
+            expected="real numbers of half precision or better",
+            got=str(tensor.dtype).removeprefix("torch."),
+            fix="convert it with its scale, if it has one, and save it again",
+        )
+    # A sum is finite only where all its terms are, and thirty times as fast as asking each; one
+    # that overflows proves nothing.
+    finite_sum = bool(tensor.sum().isfinite())
+    broken = 0 if finite_sum else int((~torch.isfinite(tensor)).sum())
+    if broken:
         raise UpdateError(
             "a tensor holds numbers that are not finite",
             where=f"{store.label}, tensor {name!r}",

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from rankscope.errors import AdapterError, SourceError, os_reason
+from rankscope.errors import AdapterError, SourceError, os_reason, printable
 from rankscope.io.adapters import FAMILIES
 from rankscope.io.adapters.family import Context, Family, Reading
 from rankscope.io.containers.distributed import DistributedFolder
@@ -212,7 +213,7 @@ def _update_set(
         format=reading.format,
         sites=reading.sites,
         base=base,
-        inputs=_inputs(opened, stores),
+        records=_records(opened, stores),
         unread=reading.unread,
         notes=reading.notes,
         config=opened.config or {},
@@ -220,31 +221,47 @@ def _update_set(
     )
 
 
-def _inputs(opened: Opened, stores: list[TensorStore]) -> tuple[dict[str, Any], ...]:
-    """Return a record of every file that decides a number.
+def _records(
+    opened: Opened, stores: list[TensorStore]
+) -> Callable[[], tuple[dict[str, Any], ...]]:
+    """Return what makes the record of every file that decides a number.
 
     Headers tell two checkpoints of one architecture not apart: adapters are small enough to
-    hash their content as well.
+    hash their content as well, but not so small that opening them could wait for it.
     """
     files = [file for store in stores for file in store.files]
-    if opened.family is not None:
-        own = {file["path"] for file in opened.store.files}
-        files = [
-            file | {"content_sha256": _content_hash(Path(file["path"]))}
-            if file["path"] in own and file["path"] is not None
-            else file
-            for file in files
-        ]
-    if opened.config_path is not None:
-        size, digest = opened.config_path.stat().st_size, _content_hash(opened.config_path)
-        record = {"path": str(opened.config_path), "bytes": size, "sha256": digest}
-        files.append(record | {"content_sha256": digest})
-    return tuple(file | origin(file["path"]) for file in files)
+    own = {file["path"] for file in opened.store.files} if opened.family is not None else set()
+    return partial(_hashed, files, own - {None}, opened.config_path)
+
+
+def _hashed(
+    files: list[dict[str, Any]], own: set[str], config: Path | None
+) -> tuple[dict[str, Any], ...]:
+    records = [
+        file | {"content_sha256": _content_hash(Path(file["path"]))}
+        if file["path"] in own
+        else file
+        for file in files
+    ]
+    if config is not None:
+        digest = _content_hash(config)
+        record = {"path": str(config), "bytes": config.stat().st_size, "sha256": digest}
+        records.append(record | {"content_sha256": digest})
+    return tuple(record | origin(record["path"]) for record in records)
 
 
 def _content_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise SourceError(
+            "a file of the source cannot be read any more",
+            where=printable(str(path)),
+            expected="the file as it was when the source was opened",
+            got=os_reason(error),
+            fix="leave the files in place until the result is there",
+        ) from error
 
 
 def _own_base(opened: Opened) -> TensorStore | None:

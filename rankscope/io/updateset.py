@@ -96,8 +96,8 @@ class UpdateSet:
         One per update.
     base : TensorStore or None
         The base weights, where there are any.
-    inputs : tuple of dict
-        Path, size and header hash of every file read.
+    records : callable
+        What makes the `inputs`.
     unread : tuple of str
         Tensors that are no update, or that are not understood.
     notes : tuple of str
@@ -125,7 +125,7 @@ class UpdateSet:
     format: str
     sites: tuple[Site, ...]
     base: TensorStore | None = None
-    inputs: tuple[dict[str, Any], ...] = ()
+    records: Callable[[], tuple[dict[str, Any], ...]] = field(default=tuple, repr=False)
     unread: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
@@ -161,6 +161,14 @@ class UpdateSet:
     def __repr__(self) -> str:
         kinds = ", ".join(dict.fromkeys(site.kind for site in self.sites))
         return f"UpdateSet({self.source!r}: {len(self)} {self.format} updates of {kinds or '-'})"
+
+    @cached_property
+    def inputs(self) -> tuple[dict[str, Any], ...]:
+        """Path, size and header hash of every file read, and of adapters that of the content.
+
+        Made when it is first asked for: to hash a large adapter takes longer than to read it.
+        """
+        return self.records()
 
     @cached_property
     def _by_name(self) -> dict[str, Site]:

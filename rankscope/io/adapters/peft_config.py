@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from rankscope.errors import AdapterError
 from rankscope.io.adapters.family import scale_of
+from rankscope.io.adapters.name_rules import NameRule
 
-__all__ = ["Config", "check_readable", "ends"]
+__all__ = ["Config", "check_readable"]
 
 _READABLE = {
     *("LORA", "ADALORA", "IA3", "VERA", "LOHA", "LOKR", "OFT", "BOFT"),
@@ -49,7 +50,7 @@ class Config:
     label: str
     known: bool
     alpha: float | None = None
-    patterns: dict[str, dict[str, float]] = field(init=False)
+    patterns: dict[str, list[tuple[NameRule, float]]] = field(init=False)
 
     def __post_init__(self) -> None:
         # AdaLoRA's rank_pattern holds masks, and does not enter the scale.
@@ -88,8 +89,11 @@ class Config:
 
     def patterned(self, key: str, module: str, default: float) -> float:
         """Return what a pattern such as ``alpha_pattern`` says of a module, by PEFT's rule."""
-        rules = self.patterns.get(key, {})
-        return next((value for rule, value in rules.items() if ends(rule, module)), default)
+        return next(self._said(key, module), default)
+
+    def contested(self, module: str) -> bool:
+        """Return whether several alphas are said of a module, of which the first counts."""
+        return len(set(self._said("alpha_pattern", module))) > 1
 
     def rank(self, module: str) -> float:
         """Return the rank that the configuration gives a module."""
@@ -136,27 +140,24 @@ class Config:
             raise self.unusable(key, "a finite number", value)
         return float(value)
 
-    def _pattern(self, key: str) -> dict[str, float]:
+    def _said(self, key: str, module: str) -> Iterator[float]:
+        rules = self.patterns.get(key, ())
+        return (value for rule, value in rules if rule.matches(module))
+
+    def _pattern(self, key: str) -> list[tuple[NameRule, float]]:
         value = self.content.get(key) or {}
         if not isinstance(value, Mapping):
             raise self.unusable(key, "an object from names to numbers", value)
-        for rule in value:
-            self._check_rule(key, str(rule))
-        return {str(rule): self._finite(number, key) for rule, number in value.items()}
+        return [
+            (self._rule(key, str(rule)), self._finite(number, key))
+            for rule, number in value.items()
+        ]
 
-    def _check_rule(self, key: str, rule: str) -> None:
-        # A nested quantifier can run for ages on a long name; no real configuration has one.
-        if len(rule) > 512 or re.search(r"[+*}][^(]*\)\s*[+*{]", rule):
-            raise self.unusable(key, "simple patterns of module names", rule[:60])
+    def _rule(self, key: str, rule: str) -> NameRule:
         try:
-            re.compile(rule)
-        except re.error as error:
-            raise self.unusable(key, "a regular expression", str(error)) from error
-
-
-def ends(rule: str, module: str) -> bool:
-    """Return whether a pattern is the whole name or its end, as PEFT matches them."""
-    return re.match(rf"(.*\.)?({rule})$", module) is not None
+            return NameRule(rule)
+        except ValueError as error:
+            raise self.unusable(key, "simple patterns of module names", str(error)) from error
 
 
 def check_readable(config: Config) -> None:

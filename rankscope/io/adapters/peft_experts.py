@@ -53,7 +53,7 @@ def expert_sites(job: Job, part: Part) -> Iterator[Site]:
         If the base does not tell which parameter, or there is none where it must.
     """
     up, down = part.tensors["lora_B"], part.tensors["lora_A"]
-    (out, rows), (rows_a, in_) = job.flat(up), job.flat(down)
+    (out, rows), (rows_a, in_) = job.matrix(up), job.matrix(down)
     if rows != rows_a:
         raise job.wrong(up, f"{rows_a} columns, as many as lora_A has rows")
     if "lora_magnitude_vector" in part.tensors:

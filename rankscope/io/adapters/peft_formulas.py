@@ -71,8 +71,8 @@ def ia3(gain: Tensor, weight: Tensor, rows: bool) -> DenseUpdate:
 
 def vera(a: Tensor, b: Tensor, lambda_b: Tensor, lambda_d: Tensor, columns: int) -> FactoredUpdate:
     """Return diag(λ_b)·B·diag(λ_d)·A, with the shared A and B cut to this module's size."""
-    up = lambda_b[:, None] * b[: len(lambda_b)]
-    return FactoredUpdate(up, lambda_d[:, None] * a[:, :columns])
+    up = lambda_b.reshape(-1, 1) * b[: lambda_b.numel()]
+    return FactoredUpdate(up, lambda_d.reshape(-1, 1) * a[:, :columns])
 
 
 def lokr(

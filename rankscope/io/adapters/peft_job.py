@@ -61,7 +61,7 @@ class Job:
         return self.store.tensors[name].shape
 
     def flat(self, name: str) -> tuple[int, int]:
-        """Return a factor's shape with its kernel flattened into the second dimension.
+        """Return the shape of a whole matrix, a kernel flattened into its second dimension.
 
         Raises
         ------
@@ -72,6 +72,19 @@ class Job:
         if len(shape) < 2 or 0 in shape:
             raise self.wrong(name, "two dimensions or a convolution's, none of them 0")
         return shape[0], math.prod(shape[1:])
+
+    def matrix(self, name: str) -> tuple[int, int]:
+        """Return a factor's shape.
+
+        Raises
+        ------
+        AdapterError
+            If it has not two dimensions, or an empty one.
+        """
+        shape = self.shape(name)
+        if len(shape) != 2 or 0 in shape:
+            raise self.wrong(name, "two dimensions, none of them 0")
+        return shape[0], shape[1]
 
     def wrong(self, name: str, expected: str) -> AdapterError:
         """Return the error for a tensor whose shape does not fit."""

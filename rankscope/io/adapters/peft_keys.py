@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from rankscope.errors import AdapterError
 from rankscope.io.names import bare_name
@@ -69,6 +70,11 @@ class Keys:
     replaced: dict[str, str]
     base: tuple[str, ...]
     raw: bool
+
+    @cached_property
+    def paths(self) -> frozenset[str]:
+        """The stored names of the adapted modules."""
+        return frozenset(part.path for part in self.parts)
 
     @property
     def parameters(self) -> set[str]:

@@ -24,6 +24,7 @@ __all__ = ["lora_sites", "rank_notes"]
 _DORA = "DoRA rescales W + s·B·A"
 _REBASED = "{} took its first product out of the base, ΔW = s·(B·A − B₀·A₀)"
 _TWICE = "{}: PEFT's attention layer adds this product twice, running and merging; so it is read"
+_CONTESTED = "alpha_pattern has several alphas for {} modules ({} …): the first, as PEFT loads it"
 _HALF = "adapter has a lora_{} without its lora_{}"
 
 
@@ -58,7 +59,10 @@ def lora_sites(job: Job, part: Part) -> Iterator[Site]:
 
 
 def rank_notes(job: Job, sites: list[Site]) -> None:
-    """Note where the configuration names another rank than the tensors have; these win."""
+    """Note where the configuration names another rank than the tensors have, or two alphas.
+
+    PEFT sorts the patterns when it saves, so that another may have come first in training.
+    """
     wrong = [
         f"{site.module} ({site.rank}, not {said:g})"
         for site in sites
@@ -67,6 +71,9 @@ def rank_notes(job: Job, sites: list[Site]) -> None:
     shown = ", ".join(wrong[:3]) + (" …" if len(wrong) > 3 else "")
     if wrong:
         job.note(f"ranks are the tensors', not the configuration's: {shown}")
+    contested = [site.module for site in sites if job.config.contested(site.module)]
+    if contested and job.context.alpha is None:
+        job.note(_CONTESTED.format(len(contested), contested[0]))
 
 
 def _pair(job: Job, part: Part, infix: str) -> tuple[str, str]:
@@ -88,13 +95,12 @@ def _pair(job: Job, part: Part, infix: str) -> tuple[str, str]:
 def _name(job: Job, part: Part) -> str:
     """Return the module's name; of attention layers that of their fused projection."""
     inner = f"{part.path}.base_layer.out_proj"
-    attention = any(other.path == inner for other in job.keys.parts)
-    return f"{part.module}.in_proj_weight" if attention else part.module
+    return f"{part.module}.in_proj_weight" if inner in job.keys.paths else part.module
 
 
 def _is_attention_output(job: Job, part: Part) -> bool:
     outer = part.path.removesuffix(".base_layer.out_proj")
-    return outer != part.path and any(other.path == outer for other in job.keys.parts)
+    return outer != part.path and outer in job.keys.paths
 
 
 def _refuse_grouped(job: Job, part: Part, up: str, down: str) -> None:

@@ -80,7 +80,7 @@ def vera_sites(job: Job, part: Part) -> Iterator[Site]:
     lambda_b, lambda_d = (part.tensors[f"vera_lambda_{x}"] for x in "bd")
     out, rank = (job.store.tensors[name].parameters for name in (lambda_b, lambda_d))
     _, shape = job.weight(part.module, "its width cuts the shared projection", out=out)
-    (rows_a, most_in), (most_out, columns_b) = job.flat(a), job.flat(b)
+    (rows_a, most_in), (most_out, columns_b) = job.matrix(a), job.matrix(b)
     if rows_a != rank or most_in < shape[1]:
         raise job.wrong(a, f"({rank}, at least {shape[1]})")
     if columns_b != rank or most_out < out:
@@ -99,7 +99,7 @@ def loha_sites(job: Job, part: Part) -> Iterator[Site]:
     sizes = [_side(job, tensors, w, t) for w, t in (("w1", "t1"), ("w2", "t2"))]
     if sizes[0][:2] != sizes[1][:2]:
         raise job.wrong(tensors["w2_a"], f"sides of one shape, {sizes[0][:2]}")
-    (out, in_, _), rank = sizes[0], job.flat(tensors["w1_b"])[0]
+    (out, in_, _), rank = sizes[0], job.matrix(tensors["w1_b"])[0]
     yield formula_site(
         job.store,
         part.module,
@@ -138,7 +138,7 @@ def oft_sites(job: Job, part: Part) -> Iterator[Site]:
         raise job.wrong(part.tensors["oft_embedding_R"], "a linear layer's or a convolution's OFT")
     job.only(part, ("oft_R",))
     name = part.tensors["oft_R"]
-    count, entries = job.flat(name)
+    count, entries = job.matrix(name)
     block = (1 + math.isqrt(1 + 8 * entries)) // 2
     if block * (block - 1) // 2 != entries:
         raise job.wrong(name, "rows of b·(b − 1)/2 numbers")
@@ -219,7 +219,7 @@ def _side(job: Job, tensors: dict[str, str], side: str, core: str) -> tuple[int,
     if side in tensors:
         return (*job.flat(tensors[side]), None)
     a, b = tensors[f"{side}_a"], tensors[f"{side}_b"]
-    (rows, columns), (rank, in_) = job.flat(a), job.flat(b)
+    (rows, columns), (rank, in_) = job.matrix(a), job.matrix(b)
     if core in tensors:
         kernel = job.shape(tensors[core])
         if len(kernel) < 3 or kernel[:2] != (rows, rank):

@@ -50,7 +50,7 @@ def token_sites(job: Job, part: Part) -> Iterator[Site]:
     """
     job.only(part, ("trainable_tokens_delta",))
     name = part.tensors["trainable_tokens_delta"]
-    count, width = job.flat(name)
+    count, width = job.matrix(name)
     indices = _indices(job, part.module, count)
     if job.context.base is None:
         job.note(_NEEDS_BASE.format(f"{count} rows of {part.module}", "trainable tokens"))

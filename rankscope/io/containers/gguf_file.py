@@ -125,7 +125,8 @@ class GGUFFile(FileStore):
         dtype = self.tensors[name].dtype
         try:
             if dtype in ("float32", "bfloat16"):
-                array = self._library.quants.dequantize(tensor.data, tensor.tensor_type)
+                with np.errstate(all="ignore"):  # scales that are not finite are found later
+                    array = self._library.quants.dequantize(tensor.data, tensor.tensor_type)
             else:
                 array = tensor.data
             # A copy: the map is read-only, and closes with the reader.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankscope.errors import SourceError
+from rankscope.errors import SourceError, printable
 
 __all__ = [
     "FileStore",
@@ -132,17 +132,6 @@ def describe(content: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
 def file_record(path: Path, digest: Any) -> dict[str, Any]:
     """Return the provenance of a file whose header has been hashed."""
     return {"path": str(path), "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def printable(text: str) -> str:
-    r"""Return `text` with what a terminal would obey written out.
-
-    Examples
-    --------
-    >>> print(printable("a\x1b[2J"))
-    a\x1b[2J
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def check_names(names: Iterable[str], label: str) -> None:

@@ -46,6 +46,9 @@ class Packed:
     def read(self, store: TensorStore) -> Tensor:
         """Return the weight; ValueError where the numbers contradict each other."""
         parts = {argument: store.read(name) for argument, name in self.tensors.items()}
+        for argument, part in parts.items():
+            if part.is_complex():
+                raise ValueError(f"{argument} of complex numbers")
         return self.function(**parts, **self.options)
 
 
