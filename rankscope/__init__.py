@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rankscope.analysis.formats import formats as formats
     from rankscope.analysis.info import info as info
     from rankscope.analysis.intruders import intruders as intruders
+    from rankscope.analysis.join import join as join
     from rankscope.analysis.rank import rank as rank
     from rankscope.analysis.resize import resize as resize
     from rankscope.analysis.similarity import similarity as similarity
@@ -27,15 +28,18 @@ if TYPE_CHECKING:
     from rankscope.io.sources import open_updates as open_updates
     from rankscope.io.updateset import UpdateSet as UpdateSet
     from rankscope.plots import figure_rank as figure_rank
+    from rankscope.plots import figure_rank_map as figure_rank_map
     from rankscope.plots import figure_similarity as figure_similarity
     from rankscope.plots import figure_spectrum as figure_spectrum
     from rankscope.plots import plot_rank as plot_rank
+    from rankscope.plots import plot_rank_map as plot_rank_map
     from rankscope.plots import plot_similarity as plot_similarity
     from rankscope.plots import plot_spectrum as plot_spectrum
     from rankscope.plots import theme as theme
     from rankscope.spectra import Auto as Auto
     from rankscope.spectra import Exact as Exact
     from rankscope.spectra import Gram as Gram
+    from rankscope.spectra import Leading as Leading
     from rankscope.spectra import Spectrum as Spectrum
     from rankscope.spectra import svd as svd
     from rankscope.training import TrainingConfig as TrainingConfig
@@ -52,6 +56,7 @@ _HOMES = {
     "Exact": "spectra",
     "FactoredUpdate": "updates",
     "Gram": "spectra",
+    "Leading": "spectra",
     "RankscopeError": "errors",
     "Spectrum": "spectra",
     "TrainingConfig": "training",
@@ -61,13 +66,16 @@ _HOMES = {
     "compare": "analysis.compare",
     "extract": "analysis.extract",
     "figure_rank": "plots",
+    "figure_rank_map": "plots",
     "figure_similarity": "plots",
     "figure_spectrum": "plots",
     "formats": "analysis.formats",
     "info": "analysis.info",
     "intruders": "analysis.intruders",
+    "join": "analysis.join",
     "open_updates": "io.sources",
     "plot_rank": "plots",
+    "plot_rank_map": "plots",
     "plot_similarity": "plots",
     "plot_spectrum": "plots",
     "rank": "analysis.rank",

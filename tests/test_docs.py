@@ -9,6 +9,7 @@ from conftest import ROOT
 
 import rankscope as rs
 from rankscope.cli import cli
+from rankscope.tables import as_markdown
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
@@ -25,10 +26,17 @@ def test_two_commands_on_top():
     assert BLOCKS[1] == "pip install -e '.[test]' && pytest\n"
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """One folder for all commands, in their order: some go on with what others left."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "data").symlink_to(ROOT / "data")
+    return folder
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if " train " not in c])
-def test_commands_run_as_written(command, tmp_path, monkeypatch):
-    (tmp_path / "data").symlink_to(ROOT / "data")
-    monkeypatch.chdir(tmp_path)
+def test_commands_run_as_written(command, place, monkeypatch):
+    monkeypatch.chdir(place)
     result = CliRunner().invoke(cli, shlex.split(command)[1:])
     assert result.exit_code == 0, result.output
     assert result.stdout
@@ -72,6 +80,10 @@ def test_the_numbers_in_the_table(data, label, a, b):
     control = rs.similarity(data / a, data / b).random
     for row in control.itertuples():
         assert row.phi[-1, -1] == pytest.approx(table.chance_full[0], abs=0.05)
+
+
+def test_the_table_of_formats_is_the_commands():
+    assert as_markdown(rs.formats().table) in README
 
 
 def test_the_changelog_names_this_version():

@@ -13,12 +13,14 @@ __all__ = ["FormatsResult", "formats"]
 
 _COLUMNS = ("format", "supported", "oracle", "needs_base")
 
-# Every family of `rankscope.io.adapters` by its name, and pairs of checkpoints.
+# Every family of `rankscope.io.adapters` by its name, and pairs of checkpoints. The README holds
+# the same table, and a test holds it to this one.
 _ROWS = (
     (
         "peft",
-        "LoRA with rsLoRA, patterns, embeddings, convolutions, fused experts, DoRA, PiSSA, OLoRA;"
-        " AdaLoRA, VeRA, IA³, LoHa, LoKr, OFT, BOFT; modules_to_save",
+        "LoRA: folder, file, live model, raw state dict; rsLoRA, patterns, embeddings, "
+        "convolutions, fused experts, DoRA, PiSSA, OLoRA, modules_to_save; AdaLoRA, VeRA, IA³, "
+        "LoHa, LoKr, OFT, BOFT",
         "PEFT's own merge",
         "DoRA, PiSSA, OLoRA, VeRA, IA³, OFT, BOFT, modules_to_save",
     ),
@@ -31,7 +33,7 @@ _ROWS = (
     ),
     ("diffusers", "three generations of keys", "the formula; PEFT for the header's alpha", None),
     ("loralib", "Linear, Embedding, Conv, MergedLinear", "loralib's train against eval", None),
-    ("cloneofsimo", "safetensors, and lists in .pt files", "the formula", None),
+    ("cloneofsimo", "safetensors, and lists in .pt", "the formula", None),
     ("mlx", "LoRA and DoRA, safetensors and npz", "the formula", "DoRA"),
     ("gguf", "LoRA of llama.cpp", "the formula, with gguf-py's own writer", None),
     ("torchtune", "LoRA", "the formula", None),
@@ -41,8 +43,8 @@ _ROWS = (
     (
         "pair",
         "fine-tuned checkpoint and base: safetensors, .bin, .pt, .pth, sharded or not, .npz, "
-        ".distcp with --allow-pickle; bases also GGUF, split or not, and quantised: "
-        "bitsandbytes, GPTQ, AWQ, FP8, MXFP4, compressed-tensors",
+        "GGUF (split too); bases also quantised: bitsandbytes, GPTQ, AWQ, FP8, MXFP4, "
+        "compressed-tensors",
         "the difference; the formats' own libraries for quantised bases",
         "always",
     ),

@@ -16,7 +16,7 @@ from rankscope.results import Result
 __all__ = ["join"]
 
 # The commands that keep journals: a journal is data, and names no other code to run.
-COMMANDS = ("rank", "similarity", "spectrum")
+COMMANDS = ("rank", "similarity", "spectrum", "amplification", "intruders", "compare")
 
 
 def join(*journals: str | os.PathLike[str]) -> Result:
