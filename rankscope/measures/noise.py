@@ -31,18 +31,15 @@ from rankscope.linalg.rounding import (
     spectral_norm,
     ulp,
 )
+from rankscope.linalg.surrogates import Leading, noise_edge
 from rankscope.spectra import Spectrum, svd
 from rankscope.updates import DenseUpdate
 
 __all__ = ["StorageNoise", "rank_above_noise", "storage_noise", "stored_precision"]
 
 _COARSEST_FIRST = ("bfloat16", "float16", "float32", "float64")
-_DRAWS = 2  # surrogates of an edge
-_TAIL = 5.0  # Tracy-Widom scales from the mean of the surrogates to where 1 in 400 lies beyond
 _SAMPLE = 2**15  # entries on which the two ways are told apart
 _DOMINANT = 9.0  # ‖ΔW‖² in floors, above which its leading directions are taken off before that
-_LEADING = 256  # directions of ΔW that are ever taken off
-_FREE = 0.02  # the least share of a row or column that is taken to be left over
 _COHERENT_UP_TO = 64  # the rank above which rounding leaves no pattern
 _COHERENT = 1.2  # the largest ratio of a measured singular value to a re-rounded one
 _CORRECTIONS = 2
@@ -147,22 +144,17 @@ def storage_noise(
 
     Notes
     -----
-    *Edge.* The smaller of two surrogates, each the spectral norm of random matrices plus what
-    fewer than 1 % of matrices exceed. One is drawn with the variance ``ulp² / 12`` of every
-    entry: weights are uneven, and one variance for all would be far too low an edge. The other
-    is X itself, less the directions that stand above the edge, with random signs [1]_: in a
-    dead zone most entries carry no error, and two files rounded from like originals share
-    theirs, so that the first would be several times too high.
+    *Edge.* `rankscope.linalg.surrogates.noise_edge`: of uniform errors with the variance
+    ``ulp² / 12`` of every entry, or of X with random signs where that is less. In a dead zone most
+    entries carry no error, and two files rounded from like originals share theirs: the first
+    alone would be up to ten times too high.
 
-    *Which way.* Both ways are acted out on a sample of the entries, with a Gaussian update of
-    that size which gives ``‖X‖``. The one is taken whose energy and share of changed entries,
-    octave by octave of the base, come nearer: in a dead zone large weights do not change, in
-    the other they change the most. Share and gain are those of that act.
-
-    References
-    ----------
-    .. [1] D. Hong, Y. Sheng and E. Dobriban, "Selecting the number of components in PCA via
-       random signflips", arXiv:2012.02985.
+    *Which way.* Both ways are acted out on a sample of the entries, with a Gaussian update
+    beside what of X is too large for rounding. The one is taken whose energy and share of
+    changed entries come nearer, octave by octave of the base: in a dead zone large weights do
+    not change, in the other way they change the most. Share and gain are those of that act. An
+    update of full rank that dwarfs the rounding leaves the way open: share and gain do not
+    depend on it then, the edge by a factor of up to √2.
 
     Examples
     --------
@@ -180,7 +172,7 @@ def storage_noise(
     if coarser not in ("bfloat16", "float16") or not tuned.numel():
         return None
     pair = _Pair(tuned.float(), base.float(), *(_grid(name) for name in names))
-    found = _Leading(pair.difference, seed)
+    found = Leading(pair.difference, seed)
     act = _likelier(pair, found, seed)
     variance = pair.variance(act.both)
     on_grid = not act.both and pair.base_on_grid
@@ -188,7 +180,7 @@ def storage_noise(
         tuned_dtype=names[0],
         base_dtype=names[1],
         dtype=coarser,
-        edge=_edge(found, variance, seed),
+        edge=noise_edge(found, variance, seed=seed),
         floor=variance.double().sum().sqrt().item(),
         unchanged=(pair.difference == 0).double().mean().item(),
         share=act.share,
@@ -282,41 +274,6 @@ class _Pair:
         return variance + rounding_variance(self.base, self.base_grid) if both else variance
 
 
-class _Leading:
-    """The leading directions of a matrix, as many as are asked for."""
-
-    def __init__(self, matrix: Tensor, seed: int) -> None:
-        self.matrix = matrix
-        self.limit = max(min(*matrix.shape, 2 * _LEADING) // 2, 1)
-        self.seed = seed
-        self._extend(min(16, self.limit))
-
-    def _extend(self, k: int) -> None:
-        self.values, self.right = leading(self.matrix, k, seed=self.seed)
-
-    def above(self, edge: float) -> int:
-        """Return how many singular values lie above `edge`, at most `limit`."""
-        while self.values[-1] > edge and len(self.values) < self.limit:
-            self._extend(min(2 * len(self.values), self.limit))
-        return int((self.values > edge).sum())
-
-    def part(self, k: int) -> Tensor:
-        """Return the matrix on its first `k` directions."""
-        return self.matrix @ self.right[:, :k] @ self.right[:, :k].T
-
-    def rest(self, k: int) -> Tensor:
-        """Return the matrix without them, each entry at the size it would have with them.
-
-        They take a share of the noise along: that of its row (column) is the leverage, the sum
-        of the squares of its k left (right) coordinates.
-        """
-        right = self.right[:, :k]
-        left = self.matrix @ right / self.values[:k]
-        rows, columns = ((1 - x.square().sum(1)).clamp_min(_FREE) for x in (left, right))
-        rest: Tensor = (self.matrix - self.part(k)) / (rows[:, None] * columns).sqrt()
-        return rest
-
-
 @dataclass(frozen=True)
 class _Act:
     """One way of storage, acted out: how far it is from what is seen, and what it does."""
@@ -327,7 +284,7 @@ class _Act:
     share: float
 
 
-def _likelier(pair: _Pair, found: _Leading, seed: int) -> _Act:
+def _likelier(pair: _Pair, found: Leading, seed: int) -> _Act:
     """Act out both ways and return the one that is nearer to what is seen."""
     x = pair.difference
     if not x.any():
@@ -339,7 +296,7 @@ def _likelier(pair: _Pair, found: _Leading, seed: int) -> _Act:
     return min(alone, sample.act(both=True), key=lambda act: act.distance)
 
 
-def _certain(pair: _Pair, found: _Leading) -> int:
+def _certain(pair: _Pair, found: Leading) -> int:
     """Return how many directions of a large difference are no rounding in either way."""
     variance = pair.variance(both=True)
     if pair.difference.square().sum() <= _DOMINANT * variance.sum():
@@ -352,7 +309,7 @@ def _certain(pair: _Pair, found: _Leading) -> int:
 class _Sample:
     """Some entries of a pair, on which storage is acted out."""
 
-    def __init__(self, pair: _Pair, found: _Leading, certain: int, seed: int) -> None:
+    def __init__(self, pair: _Pair, found: Leading, certain: int, seed: int) -> None:
         generator = own_generator(seed, 1)
         device, size = pair.base.device, pair.base.numel()
         chosen = torch.randint(size, (_SAMPLE,), generator=generator).to(device)
@@ -418,73 +375,6 @@ class _Sample:
 
 def _energy(x: Tensor) -> float:
     return x.double().square().sum().item()
-
-
-def _edge(found: _Leading, variance: Tensor, seed: int) -> float:
-    """Return the smaller surrogate edge; what stands above it is taken off the second one."""
-    highest = _rounding_edge(variance, seed)
-    k = 0
-    while True:
-        edge = min(highest, _flipped_edge(found.rest(k), seed))
-        above = found.above(edge)
-        if above <= k or above == found.limit:
-            return edge
-        k = above
-
-
-def _rounding_edge(variance: Tensor, seed: int) -> float:
-    """Return the edge of uniform errors with these variances."""
-    generator = own_generator(seed, 2)
-    width = (12 * variance).sqrt()
-    norms = [
-        spectral_norm(
-            width * (torch.rand(width.shape, generator=generator).to(width.device) - 0.5),
-            seed=seed,
-        )
-        for _ in range(_DRAWS)
-    ]
-    # Where few rows or columns hold the noise the edge is the length of the longest.
-    longest = max((x[x.sum(1).argmax()] for x in (variance, variance.T)), key=torch.sum)
-    edge = sum(norms) / _DRAWS * (1 + max(_tail(variance), _length_tail(longest)))
-    return min(edge, variance.double().sum().sqrt().item() * (1 + _length_tail(variance)))
-
-
-def _flipped_edge(rest: Tensor, seed: int) -> float:
-    """Return the edge of a matrix with random signs."""
-    generator = own_generator(seed, 3)
-    norms = []
-    for _ in range(_DRAWS):
-        signs = torch.randint(2, rest.shape, generator=generator, dtype=torch.int8)
-        norms.append(spectral_norm(rest * (2 * signs - 1).to(rest.device), seed=seed))
-    return sum(norms) / _DRAWS * (1 + _tail(rest.square()))
-
-
-def _tail(energy: Tensor) -> float:
-    """Return the relative distance from the mean of an edge to where few matrices reach.
-
-    The edge √m + √n of unit noise varies on the scale ½(1/√m + 1/√n)^⅓ [1]_; uneven entries
-    count as the fewer rows and columns that hold their energy.
-
-    .. [1] I. M. Johnstone, Ann. Statist. 29 (2001) 295.
-    """
-    m, n = (_participation(energy.sum(axis)) for axis in (1, 0))
-    scale: float = (1 / math.sqrt(m) + 1 / math.sqrt(n)) ** (1 / 3) / 2
-    return _TAIL * scale / (math.sqrt(m) + math.sqrt(n))
-
-
-def _length_tail(variance: Tensor) -> float:
-    """Return four relative standard deviations of the length of uniform errors.
-
-    Var e² is 4/5 (E e²)²; a matrix and the mean of its surrogates both vary. No error is longer
-    than √3 of its standard deviations.
-    """
-    deviation = math.sqrt(0.8 * _energy(variance)) / variance.double().sum().item() / 2
-    return min(4 * deviation, math.sqrt(3) - 1)
-
-
-def _participation(energy: Tensor) -> float:
-    total = energy.double().sum().item()
-    return total**2 / _energy(energy) if total else 1.0
 
 
 def _enough(k: int, values: Tensor, pair: _Pair, seed: int) -> bool:
