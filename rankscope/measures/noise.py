@@ -37,7 +37,7 @@ from rankscope.updates import DenseUpdate
 
 __all__ = ["StorageNoise", "rank_above_noise", "storage_noise", "stored_precision"]
 
-_COARSEST_FIRST = ("bfloat16", "float16", "float32", "float64")
+_PRECISIONS = ("bfloat16", "float16", "float32", "float64")  # the coarsest first
 _SAMPLE = 2**15  # entries on which the two ways are told apart
 _DOMINANT = 9.0  # ‖ΔW‖² in floors, above which its leading directions are taken off before that
 _COHERENT_UP_TO = 64  # the rank above which rounding leaves no pattern
@@ -102,7 +102,8 @@ def stored_precision(weight: Float[Tensor, "*shape"]) -> str:
     Returns
     -------
     str
-        ``bfloat16``, ``float16``, ``float32`` or ``float64``.
+        ``bfloat16``, ``float16``, ``float32`` or ``float64``; a tensor of another dtype keeps
+        its name.
 
     Examples
     --------
@@ -112,7 +113,7 @@ def stored_precision(weight: Float[Tensor, "*shape"]) -> str:
     'float16'
     """
     own = str(weight.dtype).removeprefix("torch.")
-    for name in _COARSEST_FIRST[: _COARSEST_FIRST.index(own)]:
+    for name in _PRECISIONS:
         narrower = getattr(torch, name).itemsize < weight.dtype.itemsize
         if narrower and torch.equal(weight.to(getattr(torch, name)).to(weight.dtype), weight):
             return name
@@ -135,7 +136,8 @@ def storage_noise(
     -------
     StorageNoise or None
         None where both are float32 or float64 by their bits. Their rounding is smaller than
-        that of bfloat16 by 2**16: it matters below ``‖ΔW‖ / ‖W‖`` of 1e-6.
+        that of bfloat16 by 2**16: it matters below ``‖ΔW‖ / ‖W‖`` of 1e-6. Nor is that of a
+        format of 8 bits modelled.
 
     Raises
     ------
@@ -153,8 +155,8 @@ def storage_noise(
     beside what of X is too large for rounding. The one is taken whose energy and share of
     changed entries come nearer, octave by octave of the base: in a dead zone large weights do
     not change, in the other way they change the most. Share and gain are those of that act. An
-    update of full rank that dwarfs the rounding leaves the way open: share and gain do not
-    depend on it then, the edge by a factor of up to √2.
+    update of full rank that dwarfs the rounding leaves the way open, and with it a factor of two
+    in the share, which is then small, and of √2 in the edge.
 
     Examples
     --------
@@ -166,11 +168,11 @@ def storage_noise(
     >>> noise.dtype, noise.base_dtype, noise.unchanged
     ('bfloat16', 'bfloat16', 0.5)
     """
-    _check_finite(tuned, base)
     names = stored_precision(tuned), stored_precision(base)
-    coarser = min(names, key=_COARSEST_FIRST.index)
-    if coarser not in ("bfloat16", "float16") or not tuned.numel():
+    coarse = [name for name in _PRECISIONS[:2] if name in names]
+    if not coarse or not tuned.numel() or set(names).difference(_PRECISIONS):
         return None
+    _check_finite(tuned, base)
     pair = _Pair(tuned.float(), base.float(), *(_grid(name) for name in names))
     found = Leading(pair.difference, seed)
     act = _likelier(pair, found, seed)
@@ -179,7 +181,7 @@ def storage_noise(
     return StorageNoise(
         tuned_dtype=names[0],
         base_dtype=names[1],
-        dtype=coarser,
+        dtype=coarse[0],
         edge=noise_edge(found, variance, seed=seed),
         floor=variance.double().sum().sqrt().item(),
         unchanged=(pair.difference == 0).double().mean().item(),
