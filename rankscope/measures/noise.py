@@ -242,12 +242,21 @@ def rank_above_noise(
     values = spectrum.values
     above = int((values > max(noise.edge, spectrum.floor)).sum())
     highest = min(above - 1, _COHERENT_UP_TO)
-    if not noise.on_grid or highest < 1 or not _enough(highest, values, pair, seed):
+    if not noise.on_grid or highest < 1:
         return above
-    low, high = 1, highest
+    _, right = leading(pair.difference, highest, seed=seed)
+
+    def enough(k: int) -> bool:
+        return _enough(k, values, pair, right[:, :k], seed)
+
+    if not enough(highest):
+        return above
+    low, high = 1, 1
+    while not enough(high):  # small ranks are both the likely and the cheap ones
+        low, high = high + 1, min(2 * high, highest)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if _enough(middle, values, pair, seed) else (middle + 1, high)
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
     return low
 
 
@@ -379,10 +388,9 @@ def _energy(x: Tensor) -> float:
     return x.double().square().sum().item()
 
 
-def _enough(k: int, values: Tensor, pair: _Pair, seed: int) -> bool:
+def _enough(k: int, values: Tensor, pair: _Pair, right: Tensor, seed: int) -> bool:
     """Say whether `k` directions, rounded again, leave as large a next value as measured."""
     x = pair.difference
-    _, right = leading(x, k, seed=seed)
     update = x @ right @ right.T
     for _ in range(_CORRECTIONS):
         again = rounded(pair.base + update, pair.tuned_grid) - pair.base
