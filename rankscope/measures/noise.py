@@ -151,12 +151,13 @@ def storage_noise(
     entries carry no error, and two files rounded from like originals share theirs: the first
     alone would be up to ten times too high.
 
-    *Which way.* Both ways are acted out on a sample of the entries, with a Gaussian update
-    beside what of X is too large for rounding. The one is taken whose energy and share of
-    changed entries come nearer, octave by octave of the base: in a dead zone large weights do
-    not change, in the other way they change the most. Share and gain are those of that act. An
-    update of full rank that dwarfs the rounding leaves the way open, and with it a factor of two
-    in the share, which is then small, and of √2 in the edge.
+    *Which way.* Both ways are acted out on a sample of the entries, with an update of Gaussian
+    entries, or of products of two (rank one), beside what of X is too large for rounding. The
+    one is taken whose energy and share of changed entries come nearest, octave by octave of the
+    base: in a dead zone large weights do not change, in the other way they change the most.
+    Share and gain are those of that act. An update of full rank that dwarfs the rounding leaves
+    the way open, and with it a factor of two in the share, which is then small, and of √2 in
+    the edge.
 
     Examples
     --------
@@ -301,10 +302,10 @@ def _likelier(pair: _Pair, found: Leading, seed: int) -> _Act:
     if not x.any():
         return _Act(False, 0.0, math.nan, math.nan)
     sample = _Sample(pair, found, _certain(pair, found), seed)
-    alone = sample.act(both=False)
-    if pair.base_grid.itemsize > 2:  # the base is not rounded to speak of
-        return alone
-    return min(alone, sample.act(both=True), key=lambda act: act.distance)
+    # That the base was rounded as well makes no difference where it was so finely.
+    ways = (False,) if pair.base_grid.itemsize > 2 else (False, True)
+    acts = [sample.act(unit, both=both) for both in ways for unit in sample.shapes]
+    return min(acts, key=lambda act: act.distance)
 
 
 def _certain(pair: _Pair, found: Leading) -> int:
@@ -333,21 +334,22 @@ class _Sample:
         self.count, self.variance = torch.bincount(self.octave).double(), octaves.square() / 12
         self.energy = self._mean(rest.square())
         self.changed = self._mean(x != 0)
-        self.unit = torch.randn(_SAMPLE, generator=generator).to(device)
+        first, second = (torch.randn(_SAMPLE, generator=generator).to(device) for _ in range(2))
+        self.shapes = (first, first * second)  # entries of a high rank, and of rank one
         dither = (torch.rand(_SAMPLE, generator=generator) - 0.5).to(device)
         finer = self.base + spacing * dither
         # Below a power of two the spacing is half of that above.
         self.finer = torch.where(rounded(finer, pair.base_grid) == self.base, finer, self.base)
 
-    def act(self, *, both: bool) -> _Act:
-        """Round the base plus a Gaussian update, of the size that comes nearest."""
+    def act(self, unit: Tensor, *, both: bool) -> _Act:
+        """Round the base plus an update of one shape, of the size that comes nearest."""
         origin = self.finer if both else self.base
 
         def stored(size: float) -> Tensor:
-            return rounded(origin + self.known + size * self.unit, self.grid) - self.base
+            return rounded(origin + self.known + size * unit, self.grid) - self.base
 
         size = self._nearest(lambda size: self._distance(stored(size)))
-        update, result = self.known + size * self.unit, stored(size)
+        update, result = self.known + size * unit, stored(size)
         product, energy = (update.double() * result).sum().item(), _energy(update)
         gain = product / energy if energy else 1.0
         correlation = gain * math.sqrt(energy / _energy(result)) if result.any() else 0.0
@@ -373,10 +375,13 @@ class _Sample:
 
     def _distance(self, result: Tensor) -> float:
         """Return how far a result is from what is seen, octave by octave, in entries."""
-        energy = self._mean((result - self.known).square()).sqrt() - self.energy.sqrt()
+        energy = self._mean((result - self.known).square())
+        difference = energy.sqrt() - self.energy.sqrt()
         changed = self._mean(result != 0).sqrt() - self.changed.sqrt()
-        # In spacings where an octave is coarse, relative where it is fine.
-        distance = energy.square() / (self.variance + self.energy) + changed.square()
+        # In spacings where an octave is coarse, relative where it is fine; bounded, since the
+        # finest octaves are few entries.
+        scale = self.variance + self.energy + energy
+        distance = difference.square() / scale + changed.square()
         return float((self.count * distance).sum())
 
     def _mean(self, entries: Tensor) -> Tensor:
