@@ -297,6 +297,12 @@ def test_no_storage_noise_between_float32_files(rng):
     assert storage_noise(torch.zeros(0, 4), torch.zeros(0, 4)) is None
 
 
+def test_eight_bits_are_not_modelled(rng):
+    stored = weight(16, 16, rng).to(torch.float8_e4m3fn)
+    assert stored_precision(stored) == "float8_e4m3fn"
+    assert storage_noise(weight(16, 16, rng).bfloat16(), stored) is None
+
+
 def test_float32_tuned_from_a_bfloat16_base_has_none(rng):
     base = rounded(weight(256, 256, rng), BF16)
     for size in (1e-4, 1e-2):

@@ -127,7 +127,7 @@ def leading(
     k : int
         From 1 to ``min(m, n)``.
     start : (n, j) Tensor, optional
-        Directions near the sought ones.
+        Directions near the sought ones: fewer steps are then made.
     seed : int
         Of the random directions to start from.
 
@@ -141,7 +141,7 @@ def leading(
     if start is not None:
         fresh = max(block.shape[1] - start.shape[1], 0)
         block = torch.cat([start.float(), block[:, :fresh]], dim=1)
-    steps = 3 + 24 // block.shape[1]
+    steps = 3 + 24 // block.shape[1] if start is None else 2
     _, s, right = _krylov(matrix.float(), block, steps)
     return s[:k], right[:, :k]
 

@@ -31,18 +31,15 @@ from rankscope.linalg.rounding import (
     spectral_norm,
     ulp,
 )
+from rankscope.linalg.surrogates import Leading, noise_edge
 from rankscope.spectra import Spectrum, svd
 from rankscope.updates import DenseUpdate
 
 __all__ = ["StorageNoise", "rank_above_noise", "storage_noise", "stored_precision"]
 
-_COARSEST_FIRST = ("bfloat16", "float16", "float32", "float64")
-_DRAWS = 2  # surrogates of an edge
-_TAIL = 5.0  # Tracy-Widom scales from the mean of the surrogates to where 1 in 400 lies beyond
+_PRECISIONS = ("bfloat16", "float16", "float32", "float64")  # the coarsest first
 _SAMPLE = 2**15  # entries on which the two ways are told apart
 _DOMINANT = 9.0  # ‖ΔW‖² in floors, above which its leading directions are taken off before that
-_LEADING = 256  # directions of ΔW that are ever taken off
-_FREE = 0.02  # the least share of a row or column that is taken to be left over
 _COHERENT_UP_TO = 64  # the rank above which rounding leaves no pattern
 _COHERENT = 1.2  # the largest ratio of a measured singular value to a re-rounded one
 _CORRECTIONS = 2
@@ -105,7 +102,8 @@ def stored_precision(weight: Float[Tensor, "*shape"]) -> str:
     Returns
     -------
     str
-        ``bfloat16``, ``float16``, ``float32`` or ``float64``.
+        ``bfloat16``, ``float16``, ``float32`` or ``float64``; a tensor of another dtype keeps
+        its name.
 
     Examples
     --------
@@ -115,7 +113,7 @@ def stored_precision(weight: Float[Tensor, "*shape"]) -> str:
     'float16'
     """
     own = str(weight.dtype).removeprefix("torch.")
-    for name in _COARSEST_FIRST[: _COARSEST_FIRST.index(own)]:
+    for name in _PRECISIONS:
         narrower = getattr(torch, name).itemsize < weight.dtype.itemsize
         if narrower and torch.equal(weight.to(getattr(torch, name)).to(weight.dtype), weight):
             return name
@@ -138,7 +136,8 @@ def storage_noise(
     -------
     StorageNoise or None
         None where both are float32 or float64 by their bits. Their rounding is smaller than
-        that of bfloat16 by 2**16: it matters below ``‖ΔW‖ / ‖W‖`` of 1e-6.
+        that of bfloat16 by 2**16: it matters below ``‖ΔW‖ / ‖W‖`` of 1e-6. Nor is that of a
+        format of 8 bits modelled.
 
     Raises
     ------
@@ -147,22 +146,18 @@ def storage_noise(
 
     Notes
     -----
-    *Edge.* The smaller of two surrogates, each the spectral norm of random matrices plus what
-    fewer than 1 % of matrices exceed. One is drawn with the variance ``ulp² / 12`` of every
-    entry: weights are uneven, and one variance for all would be far too low an edge. The other
-    is X itself, less the directions that stand above the edge, with random signs [1]_: in a
-    dead zone most entries carry no error, and two files rounded from like originals share
-    theirs, so that the first would be several times too high.
+    *Edge.* `rankscope.linalg.surrogates.noise_edge`: of uniform errors with the variance
+    ``ulp² / 12`` of every entry, or of X with random signs where that is less. In a dead zone most
+    entries carry no error, and two files rounded from like originals share theirs: the first
+    alone would be up to ten times too high.
 
-    *Which way.* Both ways are acted out on a sample of the entries, with a Gaussian update of
-    that size which gives ``‖X‖``. The one is taken whose energy and share of changed entries,
-    octave by octave of the base, come nearer: in a dead zone large weights do not change, in
-    the other they change the most. Share and gain are those of that act.
-
-    References
-    ----------
-    .. [1] D. Hong, Y. Sheng and E. Dobriban, "Selecting the number of components in PCA via
-       random signflips", arXiv:2012.02985.
+    *Which way.* Both ways are acted out on a sample of the entries, with an update of Gaussian
+    entries, or of products of two (rank one), beside what of X is too large for rounding. The
+    one is taken whose energy and share of changed entries come nearest, octave by octave of the
+    base: in a dead zone large weights do not change, in the other way they change the most.
+    Share and gain are those of that act. An update of full rank that dwarfs the rounding leaves
+    the way open, and with it a factor of two in the share, which is then small, and of √2 in
+    the edge.
 
     Examples
     --------
@@ -174,21 +169,21 @@ def storage_noise(
     >>> noise.dtype, noise.base_dtype, noise.unchanged
     ('bfloat16', 'bfloat16', 0.5)
     """
-    _check_finite(tuned, base)
     names = stored_precision(tuned), stored_precision(base)
-    coarser = min(names, key=_COARSEST_FIRST.index)
-    if coarser not in ("bfloat16", "float16") or not tuned.numel():
+    coarse = [name for name in _PRECISIONS[:2] if name in names]
+    if not coarse or not tuned.numel() or set(names).difference(_PRECISIONS):
         return None
+    _check_finite(tuned, base)
     pair = _Pair(tuned.float(), base.float(), *(_grid(name) for name in names))
-    found = _Leading(pair.difference, seed)
+    found = Leading(pair.difference, seed)
     act = _likelier(pair, found, seed)
     variance = pair.variance(act.both)
     on_grid = not act.both and pair.base_on_grid
     return StorageNoise(
         tuned_dtype=names[0],
         base_dtype=names[1],
-        dtype=coarser,
-        edge=_edge(found, variance, seed),
+        dtype=coarse[0],
+        edge=noise_edge(found, variance, seed=seed),
         floor=variance.double().sum().sqrt().item(),
         unchanged=(pair.difference == 0).double().mean().item(),
         share=act.share,
@@ -248,12 +243,21 @@ def rank_above_noise(
     values = spectrum.values
     above = int((values > max(noise.edge, spectrum.floor)).sum())
     highest = min(above - 1, _COHERENT_UP_TO)
-    if not noise.on_grid or highest < 1 or not _enough(highest, values, pair, seed):
+    if not noise.on_grid or highest < 1:
         return above
-    low, high = 1, highest
+    _, right = leading(pair.difference, highest, seed=seed)
+
+    def enough(k: int) -> bool:
+        return _enough(k, values, pair, right[:, :k], seed)
+
+    if not enough(highest):
+        return above
+    low, high = 1, 1
+    while not enough(high):  # small ranks are both the likely and the cheap ones
+        low, high = high + 1, min(2 * high, highest)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if _enough(middle, values, pair, seed) else (middle + 1, high)
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
     return low
 
 
@@ -282,41 +286,6 @@ class _Pair:
         return variance + rounding_variance(self.base, self.base_grid) if both else variance
 
 
-class _Leading:
-    """The leading directions of a matrix, as many as are asked for."""
-
-    def __init__(self, matrix: Tensor, seed: int) -> None:
-        self.matrix = matrix
-        self.limit = max(min(*matrix.shape, 2 * _LEADING) // 2, 1)
-        self.seed = seed
-        self._extend(min(16, self.limit))
-
-    def _extend(self, k: int) -> None:
-        self.values, self.right = leading(self.matrix, k, seed=self.seed)
-
-    def above(self, edge: float) -> int:
-        """Return how many singular values lie above `edge`, at most `limit`."""
-        while self.values[-1] > edge and len(self.values) < self.limit:
-            self._extend(min(2 * len(self.values), self.limit))
-        return int((self.values > edge).sum())
-
-    def part(self, k: int) -> Tensor:
-        """Return the matrix on its first `k` directions."""
-        return self.matrix @ self.right[:, :k] @ self.right[:, :k].T
-
-    def rest(self, k: int) -> Tensor:
-        """Return the matrix without them, each entry at the size it would have with them.
-
-        They take a share of the noise along: that of its row (column) is the leverage, the sum
-        of the squares of its k left (right) coordinates.
-        """
-        right = self.right[:, :k]
-        left = self.matrix @ right / self.values[:k]
-        rows, columns = ((1 - x.square().sum(1)).clamp_min(_FREE) for x in (left, right))
-        rest: Tensor = (self.matrix - self.part(k)) / (rows[:, None] * columns).sqrt()
-        return rest
-
-
 @dataclass(frozen=True)
 class _Act:
     """One way of storage, acted out: how far it is from what is seen, and what it does."""
@@ -327,19 +296,19 @@ class _Act:
     share: float
 
 
-def _likelier(pair: _Pair, found: _Leading, seed: int) -> _Act:
+def _likelier(pair: _Pair, found: Leading, seed: int) -> _Act:
     """Act out both ways and return the one that is nearer to what is seen."""
     x = pair.difference
     if not x.any():
         return _Act(False, 0.0, math.nan, math.nan)
     sample = _Sample(pair, found, _certain(pair, found), seed)
-    alone = sample.act(both=False)
-    if pair.base_grid.itemsize > 2:  # the base is not rounded to speak of
-        return alone
-    return min(alone, sample.act(both=True), key=lambda act: act.distance)
+    # That the base was rounded as well makes no difference where it was so finely.
+    ways = (False,) if pair.base_grid.itemsize > 2 else (False, True)
+    acts = [sample.act(unit, both=both) for both in ways for unit in sample.shapes]
+    return min(acts, key=lambda act: act.distance)
 
 
-def _certain(pair: _Pair, found: _Leading) -> int:
+def _certain(pair: _Pair, found: Leading) -> int:
     """Return how many directions of a large difference are no rounding in either way."""
     variance = pair.variance(both=True)
     if pair.difference.square().sum() <= _DOMINANT * variance.sum():
@@ -352,7 +321,7 @@ def _certain(pair: _Pair, found: _Leading) -> int:
 class _Sample:
     """Some entries of a pair, on which storage is acted out."""
 
-    def __init__(self, pair: _Pair, found: _Leading, certain: int, seed: int) -> None:
+    def __init__(self, pair: _Pair, found: Leading, certain: int, seed: int) -> None:
         generator = own_generator(seed, 1)
         device, size = pair.base.device, pair.base.numel()
         chosen = torch.randint(size, (_SAMPLE,), generator=generator).to(device)
@@ -365,21 +334,22 @@ class _Sample:
         self.count, self.variance = torch.bincount(self.octave).double(), octaves.square() / 12
         self.energy = self._mean(rest.square())
         self.changed = self._mean(x != 0)
-        self.unit = torch.randn(_SAMPLE, generator=generator).to(device)
+        first, second = (torch.randn(_SAMPLE, generator=generator).to(device) for _ in range(2))
+        self.shapes = (first, first * second)  # entries of a high rank, and of rank one
         dither = (torch.rand(_SAMPLE, generator=generator) - 0.5).to(device)
         finer = self.base + spacing * dither
         # Below a power of two the spacing is half of that above.
         self.finer = torch.where(rounded(finer, pair.base_grid) == self.base, finer, self.base)
 
-    def act(self, *, both: bool) -> _Act:
-        """Round the base plus a Gaussian update, of the size that comes nearest."""
+    def act(self, unit: Tensor, *, both: bool) -> _Act:
+        """Round the base plus an update of one shape, of the size that comes nearest."""
         origin = self.finer if both else self.base
 
         def stored(size: float) -> Tensor:
-            return rounded(origin + self.known + size * self.unit, self.grid) - self.base
+            return rounded(origin + self.known + size * unit, self.grid) - self.base
 
         size = self._nearest(lambda size: self._distance(stored(size)))
-        update, result = self.known + size * self.unit, stored(size)
+        update, result = self.known + size * unit, stored(size)
         product, energy = (update.double() * result).sum().item(), _energy(update)
         gain = product / energy if energy else 1.0
         correlation = gain * math.sqrt(energy / _energy(result)) if result.any() else 0.0
@@ -405,10 +375,13 @@ class _Sample:
 
     def _distance(self, result: Tensor) -> float:
         """Return how far a result is from what is seen, octave by octave, in entries."""
-        energy = self._mean((result - self.known).square()).sqrt() - self.energy.sqrt()
+        energy = self._mean((result - self.known).square())
+        difference = energy.sqrt() - self.energy.sqrt()
         changed = self._mean(result != 0).sqrt() - self.changed.sqrt()
-        # In spacings where an octave is coarse, relative where it is fine.
-        distance = energy.square() / (self.variance + self.energy) + changed.square()
+        # In spacings where an octave is coarse, relative where it is fine; bounded, since the
+        # finest octaves are few entries.
+        scale = self.variance + self.energy + energy
+        distance = difference.square() / scale + changed.square()
         return float((self.count * distance).sum())
 
     def _mean(self, entries: Tensor) -> Tensor:
@@ -420,77 +393,9 @@ def _energy(x: Tensor) -> float:
     return x.double().square().sum().item()
 
 
-def _edge(found: _Leading, variance: Tensor, seed: int) -> float:
-    """Return the smaller surrogate edge; what stands above it is taken off the second one."""
-    highest = _rounding_edge(variance, seed)
-    k = 0
-    while True:
-        edge = min(highest, _flipped_edge(found.rest(k), seed))
-        above = found.above(edge)
-        if above <= k or above == found.limit:
-            return edge
-        k = above
-
-
-def _rounding_edge(variance: Tensor, seed: int) -> float:
-    """Return the edge of uniform errors with these variances."""
-    generator = own_generator(seed, 2)
-    width = (12 * variance).sqrt()
-    norms = [
-        spectral_norm(
-            width * (torch.rand(width.shape, generator=generator).to(width.device) - 0.5),
-            seed=seed,
-        )
-        for _ in range(_DRAWS)
-    ]
-    # Where few rows or columns hold the noise the edge is the length of the longest.
-    longest = max((x[x.sum(1).argmax()] for x in (variance, variance.T)), key=torch.sum)
-    edge = sum(norms) / _DRAWS * (1 + max(_tail(variance), _length_tail(longest)))
-    return min(edge, variance.double().sum().sqrt().item() * (1 + _length_tail(variance)))
-
-
-def _flipped_edge(rest: Tensor, seed: int) -> float:
-    """Return the edge of a matrix with random signs."""
-    generator = own_generator(seed, 3)
-    norms = []
-    for _ in range(_DRAWS):
-        signs = torch.randint(2, rest.shape, generator=generator, dtype=torch.int8)
-        norms.append(spectral_norm(rest * (2 * signs - 1).to(rest.device), seed=seed))
-    return sum(norms) / _DRAWS * (1 + _tail(rest.square()))
-
-
-def _tail(energy: Tensor) -> float:
-    """Return the relative distance from the mean of an edge to where few matrices reach.
-
-    The edge √m + √n of unit noise varies on the scale ½(1/√m + 1/√n)^⅓ [1]_; uneven entries
-    count as the fewer rows and columns that hold their energy.
-
-    .. [1] I. M. Johnstone, Ann. Statist. 29 (2001) 295.
-    """
-    m, n = (_participation(energy.sum(axis)) for axis in (1, 0))
-    scale: float = (1 / math.sqrt(m) + 1 / math.sqrt(n)) ** (1 / 3) / 2
-    return _TAIL * scale / (math.sqrt(m) + math.sqrt(n))
-
-
-def _length_tail(variance: Tensor) -> float:
-    """Return four relative standard deviations of the length of uniform errors.
-
-    Var e² is 4/5 (E e²)²; a matrix and the mean of its surrogates both vary. No error is longer
-    than √3 of its standard deviations.
-    """
-    deviation = math.sqrt(0.8 * _energy(variance)) / variance.double().sum().item() / 2
-    return min(4 * deviation, math.sqrt(3) - 1)
-
-
-def _participation(energy: Tensor) -> float:
-    total = energy.double().sum().item()
-    return total**2 / _energy(energy) if total else 1.0
-
-
-def _enough(k: int, values: Tensor, pair: _Pair, seed: int) -> bool:
+def _enough(k: int, values: Tensor, pair: _Pair, right: Tensor, seed: int) -> bool:
     """Say whether `k` directions, rounded again, leave as large a next value as measured."""
     x = pair.difference
-    _, right = leading(x, k, seed=seed)
     update = x @ right @ right.T
     for _ in range(_CORRECTIONS):
         again = rounded(pair.base + update, pair.tuned_grid) - pair.base
