@@ -363,7 +363,8 @@ class TestPairs:
         tuned = {n: tensor + gaussian(*tensor.shape, rng=rng) for n, tensor in base.items()}
         if turned:  # as gpt-oss stores them, (E, in, out)
             base, tuned = ({n: t.mT.contiguous() for n, t in c.items()} for c in (base, tuned))
-        updates = pickle.loads(pickle.dumps(rs.open_updates(tuned, base)))
+        updates = rs.open_updates(tuned, base, split="none")
+        updates = pickle.loads(pickle.dumps(updates))
         for name, shape in zip(names, shapes, strict=True):
             delta = tuned[name][1] - base[name][1]
             wanted = delta.T if turned else delta

@@ -107,7 +107,8 @@ def test_every_module_is_as_peft_merges_it(tmp_path_factory, config, seed, as_mo
         model, base = trained(config, seed)
         model.save_pretrained(folder)
         truth = merged_difference(model, base)
-    updates = rs.open_updates(folder, base=base if as_module else base.state_dict())
+    weights = base if as_module else base.state_dict()
+    updates = rs.open_updates(folder, base=weights, split="none")
     assert set(updates.names) == set(truth)
     for site, update in zip(updates.sites, updates, strict=True):
         expected = truth[site.module]

@@ -63,7 +63,8 @@ def rows(*arguments):
 def test_updates_are_what_peft_merges(runs, with_base):
     root, truths = runs
     for seed, truth in enumerate(truths, 1):
-        updates = rs.open_updates(root / f"seed{seed}", root / "base" if with_base else None)
+        base = root / "base" if with_base else None
+        updates = rs.open_updates(root / f"seed{seed}", base, split="none")
         assert updates.names == MODULES
         assert not updates.unread
         for name, delta in truth.items():
@@ -73,7 +74,7 @@ def test_updates_are_what_peft_merges(runs, with_base):
 
 def test_info(runs):
     root, _ = runs
-    (row,) = rows("info", root / "seed1")
+    (row,) = rows("info", root / "seed1", "--split", "none")
     said = {key: row[key] for key in ("format", "modules", "rank", "alpha", "scale", "dtype")}
     assert said == {
         "format": "peft",
@@ -88,7 +89,7 @@ def test_info(runs):
 
 def test_rank(runs):
     root, truths = runs
-    for row in rows("rank", root / "seed1", "--base", root / "base"):
+    for row in rows("rank", root / "seed1", "--base", root / "base", "--split", "none"):
         delta = truths[0][row["module"]]
         values = torch.linalg.svdvals(delta)
         assert (row["rows"], row["columns"], row["ceiling"]) == (96, 32, 8)
@@ -102,7 +103,7 @@ def test_rank(runs):
 
 def test_similarity_of_two_seeds(runs):
     root, (one, two) = runs
-    found = rows("similarity", root / "seed1", root / "seed2")
+    found = rows("similarity", root / "seed1", root / "seed2", "--split", "none")
     assert [(row["module"], row["side"]) for row in found] == [
         (module, side) for module in MODULES for side in ("right", "left")
     ]
@@ -116,3 +117,14 @@ def test_similarity_of_two_seeds(runs):
         squares = (spaces[0].T @ spaces[1]).square()
         assert row["phi_first"] == pytest.approx(squares[0, 0].item())
         assert row["phi_full"] == pytest.approx(squares.sum().item() / 8)
+
+
+def test_q_k_and_v_stand_apart_unless_told_otherwise(runs):
+    root, truths = runs
+    found = {row["module"]: row for row in rows("rank", root / "seed1", "--base", root / "base")}
+    assert list(found) == [f"{module}.{part}" for module in MODULES for part in "kqv"]
+    for module in MODULES:
+        for part, delta in zip("qkv", truths[0][module].split(32), strict=True):
+            row = found[f"{module}.{part}"]
+            assert (row["kind"], row["rows"], row["columns"]) == (part, 32, 32)
+            assert row["frobenius"] == pytest.approx(delta.norm().item())
