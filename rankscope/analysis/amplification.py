@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from rankscope.analysis.costs import weight_cost
 from rankscope.analysis.decompositions import Decomposition, decomposed
 from rankscope.analysis.devices import resolve_device
 from rankscope.analysis.engine import How, Row, Study, Task, run
@@ -184,8 +185,17 @@ def amplification_study(
     with_base(updates, "amplification compares ΔW with the base weights")
     folder = None if cache is None else Path(cache).absolute()
     options = _Options(checked_counts(k), seed, resolve_device(device), folder)
-    tasks = [_task(name, updates, options) for name in updates.names]
-    said = {"k": list(options.ks), "alpha": updates.alpha, "seed": seed, "modules": updates.names}
+    tasks = [
+        Task(site.module, _rows, (updates.only(site.module), options), **weight_cost(site))
+        for site in updates.sites
+    ]
+    said = {
+        "k": list(options.ks),
+        "alpha": updates.alpha,
+        "split": updates.split,
+        "seed": seed,
+        "modules": updates.names,
+    }
     about = {
         "provenance": provenance(
             "amplification", {"source": list(updates.inputs)}, said, options.device
@@ -223,19 +233,6 @@ def checked_counts(k: int | Sequence[int]) -> tuple[int, ...]:
             fix="give -k 4, or several: -k 4 -k 64",
         )
     return ks
-
-
-def _task(name: str, updates: UpdateSet, options: _Options) -> Task:
-    rows, columns = updates.site(name).shape
-    one = updates.only(name)
-    return Task(
-        name,
-        _rows,
-        (one, options),
-        work=20.0 * rows * columns * min(rows, columns),
-        memory=8 * 5 * rows * columns,
-        size=4 * rows * columns,
-    )
 
 
 def _rows(module: str, updates: UpdateSet, options: _Options) -> Iterator[Row]:

@@ -8,7 +8,7 @@ import torch
 
 from rankscope.io.updateset import Site
 
-__all__ = ["Cost", "cost"]
+__all__ = ["Cost", "cost", "weight_cost"]
 
 
 class Cost(TypedDict):
@@ -37,3 +37,10 @@ def cost(site: Site) -> Cost:
         "memory": 4 * 3 * held + 8 * 2 * short * short,
         "size": 2 * stored * held,
     }
+
+
+def weight_cost(site: Site) -> Cost:
+    """Return the cost of decomposing a module's base weight with all its directions."""
+    rows, columns = site.shape
+    held = rows * columns
+    return {"work": 20.0 * held * min(rows, columns), "memory": 8 * 6 * held, "size": 4 * held}

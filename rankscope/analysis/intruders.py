@@ -12,6 +12,7 @@ import pandas as pd
 from torch import Tensor
 
 from rankscope.analysis.amplification import checked_counts
+from rankscope.analysis.costs import weight_cost
 from rankscope.analysis.decompositions import decomposed
 from rankscope.analysis.devices import resolve_device
 from rankscope.analysis.engine import How, Row, Study, Task, run
@@ -137,6 +138,7 @@ def intruders_study(
         "k": list(options.ks),
         "epsilon": list(options.epsilons),
         "alpha": updates.alpha,
+        "split": updates.split,
         "modules": updates.names,
     }
     about = {
@@ -145,7 +147,10 @@ def intruders_study(
         ),
         "notes": list(updates.notes),
     }
-    tasks = [_task(name, updates, options) for name in updates.names]
+    tasks = [
+        Task(site.module, _rows, (updates.only(site.module), options), **weight_cost(site))
+        for site in updates.sites
+    ]
     return Study("intruders", tasks, about, finish)
 
 
@@ -168,19 +173,6 @@ def _checked(epsilon: float | Sequence[float]) -> tuple[float, ...]:
             fix="give --epsilon 0.5, or several",
         )
     return values
-
-
-def _task(name: str, updates: UpdateSet, options: _Options) -> Task:
-    rows, columns = updates.site(name).shape
-    one = updates.only(name)
-    return Task(
-        name,
-        _rows,
-        (one, options),
-        work=25.0 * rows * columns * min(rows, columns),
-        memory=8 * 6 * rows * columns,
-        size=4 * rows * columns,
-    )
 
 
 def _rows(module: str, updates: UpdateSet, options: _Options) -> Iterator[Row]:

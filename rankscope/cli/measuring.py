@@ -15,12 +15,11 @@ from rankscope.cli.options import (
     base_options,
     device_option,
     output_options,
-    seed_option,
     selection_options,
 )
 from rankscope.cli.output import check_outputs, deliver
 
-__all__ = ["Measurement", "measuring_options"]
+__all__ = ["Measurement", "measuring_options", "of_option"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,6 @@ class Measurement:
     selection: Selection
     device: str
     engine: Engine
-    seed: int
     as_json: bool
     outputs: tuple[str, ...]
     quiet: bool
@@ -47,16 +45,10 @@ class Measurement:
         from rankscope.analysis.subject import open_subjects
 
         updates = self.selection.open(self.source, self.base, self.alpha, of=self.of)
+        subjects = open_subjects(self.of, updates, None, None)
         study = getattr(import_module(f"rankscope.analysis.{command}"), f"{command}_study")
         result = self.engine.run(
-            study(
-                open_subjects(self.of, updates, None, None),
-                of=self.of,
-                seed=self.seed,
-                device=self.device,
-                **options,
-            ),
-            progress=not self.quiet,
+            study(subjects, device=self.device, **options), progress=not self.quiet
         )
         deliver(
             result,
@@ -67,7 +59,7 @@ class Measurement:
         )
 
 
-_of_option = click.option(
+of_option = click.option(
     "--of",
     type=click.Choice(["update", "weight"]),
     default="update",
@@ -80,19 +72,13 @@ def measuring_options(function: Callable[..., None]) -> Callable[..., None]:
     """Add SOURCE and the options; the function receives them as one `measurement`."""
 
     def gather(**given: Any) -> None:
+        given.setdefault("of", "update")
         own = {name: given.pop(name) for name in list(given) if name not in _FIELDS}
         function(measurement=Measurement(**given), **own)
 
     gather.__doc__, gather.__name__ = function.__doc__, function.__name__
     gather.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
-    options = (
-        base_options,
-        _of_option,
-        selection_options,
-        device_option,
-        engine_options,
-        seed_option,
-    )
+    options = (base_options, selection_options, device_option, engine_options)
     decorated: Callable[..., None] = output_options(gather)
     for option in reversed(options):
         decorated = option(decorated)

@@ -19,6 +19,7 @@ __all__ = [
     "Selection",
     "adapter_output_options",
     "base_options",
+    "cache_option",
     "check_one_size",
     "debug_option",
     "device_option",
@@ -175,6 +176,10 @@ device_option = click.option(
 run_options = _stack(
     device_option,
     click.option("--threads", type=click.IntRange(1), help="Threads of the linear algebra."),
+)
+
+cache_option = click.option(
+    "--cache", metavar="DIR", help="Keep the base's decompositions in DIR, by their content."
 )
 
 seed_option = click.option(

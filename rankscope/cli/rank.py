@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from rankscope.cli.measuring import Measurement, measuring_options
+from rankscope.cli.measuring import Measurement, measuring_options, of_option
+from rankscope.cli.options import seed_option
 
 
 @click.command("rank")
@@ -21,12 +22,18 @@ from rankscope.cli.measuring import Measurement, measuring_options
     show_default=True,
     help="Of the advised factors.",
 )
+@seed_option
+@of_option
 @measuring_options
-def command(measurement: Measurement, advise: bool, budget: str | None, dtype: str) -> None:
+def command(
+    measurement: Measurement, advise: bool, budget: str | None, dtype: str, seed: int
+) -> None:
     """Measure the rank of every update in SOURCE, by every definition.
 
     A full checkpoint needs --base; an adapter's relative norms need it too.
 
     Example: rankscope rank data/sql-full --base data/base --kind q,v
     """
-    measurement.run("rank", advise=advise, budget=budget, dtype=dtype)
+    measurement.run(
+        "rank", of=measurement.of, advise=advise, budget=budget, dtype=dtype, seed=seed
+    )
