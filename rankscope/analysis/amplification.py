@@ -81,7 +81,7 @@ class AmplificationResult(Result):
 
     schema: ClassVar[str] = "rankscope.amplification/1"
     hidden: ClassVar[tuple[str, ...]] = (
-        "layer", "norm_update", "projection_drawn", "amplification_random", "left_energy",
+        "layer", "norm_update", "projection_drawn", "left_energy",
         "left_chance", "right_energy", "right_chance", "reweighting", "rewiring", "new",
         "factors", "cosines", "profile_k", "profile_top", "profile_bottom", "alignment_i",
         "alignment_left", "alignment_right",
