@@ -161,6 +161,8 @@ def _length_tail(variance: Tensor) -> float:
     Var e² is 4/5 (E e²)²; a matrix and the mean of its surrogates both vary. No error is longer
     than √3 of its standard deviations.
     """
+    if not variance.any():
+        return 0.0
     deviation = math.sqrt(0.8 * _energy(variance)) / variance.double().sum().item() / 2
     return min(4 * deviation, math.sqrt(3) - 1)
 
