@@ -71,6 +71,7 @@ _COLUMNS = {
     "alignment_right": "object",
 }
 _DRAWS = 20
+_NOTHING = 1e-13
 _POINTS = 48  # of a curve
 _HEAD = 0.10  # Figure 8 looks at the first tenth of W's directions
 
@@ -249,7 +250,8 @@ def _rows(module: str, updates: UpdateSet, options: _Options) -> Iterator[Row]:
         **_whole(update, weight, theirs, ours),
         **_curves(update, theirs, ours),
     }
-    rng = np.random.default_rng(options.seed)
+    # Not the stream that weights may have been drawn from.
+    rng = np.random.default_rng([options.seed, *module.encode()])
     for k in options.ks:
         yield shared | {"k": k} | _at(k, weight.double(), theirs, ours, shared["norm_update"], rng)
 
@@ -293,7 +295,8 @@ def _at(
     factors, cosines = measures.direction_amplification(weight, left, ours.values[:k], right)
     return row | {
         "projection_update": projected,
-        "amplification": norm_update / projected if projected else math.inf,
+        # What is left of W there is round-off: it has nothing along these directions.
+        "amplification": norm_update / projected if projected > _NOTHING * norm else math.inf,
         "excess": projected / random if random else math.nan,
         "z": measures.projected_z(projected, theirs.values, ours.shape, k),
         "left_energy": measures.captured_energy(weight, left, "left"),
@@ -319,6 +322,8 @@ def _drawn(weight: Tensor, k: int, rng: np.random.Generator) -> float:
 
 def _curves(update: Update, theirs: Decomposition, ours: Spectrum) -> Row:
     count = len(theirs.values)
+    if not count:
+        return {}
     ks = _grid(count)
     row: Row = {"profile_k": ks, "alignment_i": _grid(max(1, round(_HEAD * count)))}
     if not ours.directions or ours.left is None or ours.right is None:
@@ -351,6 +356,8 @@ def _notes(table: pd.DataFrame) -> Iterator[str]:
     if len(above):
         ks = ", ".join(map(str, sorted(above.k.unique())))
         yield f"{len(above)} rows are undefined: the update has fewer directions than k ({ks})"
+    if np.isinf(table.amplification).any():
+        yield "an infinite amplification: W has nothing along those directions of ΔW"
     yield (
         "an amplification of a small k is large by chance alone: read it beside "
         "amplification_random, and excess and z beside both"

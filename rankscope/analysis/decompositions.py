@@ -22,7 +22,10 @@ _PARTS = ("left", "values", "right")
 
 
 class Decomposition(NamedTuple):
-    """``weight = left @ diag(values) @ right.T`` in float64, values descending."""
+    """``weight = left @ diag(values) @ right.T`` in float64, values descending.
+
+    Only directions above round-off: those of a null space are anybody's choice.
+    """
 
     left: Float[Tensor, "m q"]
     values: Float[Tensor, " q"]
@@ -47,6 +50,8 @@ def decomposed(
     --------
     >>> decomposed(torch.diag(torch.tensor([1.0, 3.0]))).values.tolist()
     [3.0, 1.0]
+    >>> decomposed(torch.diag(torch.tensor([0.0, 3.0]))).values.tolist()
+    [3.0]
     """
     if cache is None:
         return _computed(weight, device)
@@ -64,9 +69,10 @@ def decomposed(
 
 def _computed(weight: Tensor, device: str) -> Decomposition:
     spectrum = svd(DenseUpdate(weight).to(device))
-    assert spectrum.left is not None  # svd() was asked for vectors
-    assert spectrum.right is not None
-    return Decomposition(spectrum.left, spectrum.values, spectrum.right)
+    left, right, count = spectrum.left, spectrum.right, spectrum.directions
+    assert left is not None  # svd() was asked for vectors
+    assert right is not None
+    return Decomposition(left[:, :count], spectrum.values[:count], right[:, :count])
 
 
 def _read(path: Path) -> Decomposition | None:

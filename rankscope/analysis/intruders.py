@@ -36,6 +36,7 @@ _COLUMNS = {
     "k": "int64",
     "epsilon": "float64",
     "epsilon_chance": "float64",
+    "chance_99": "float64",
     "intruders": "int64",
     "below_chance": "int64",
     "intruder_energy_share": "float64",
@@ -91,8 +92,9 @@ def intruders(
         A row per module, side, k and epsilon. `max_cosine` lists each direction's largest
         cosine (with the span of a block where W's singular values are equal). `intruders`
         counts those below `epsilon`; at ε = 0.5 every random direction of a large matrix is
-        one, so `epsilon_chance` is the 1 % quantile of a random direction's largest cosine and
-        `below_chance` counts those that are no closer to W than it. `intruder_energy_share` is
+        one, so `epsilon_chance` and `chance_99` are the 1 % and 99 % quantiles of a random
+        direction's largest cosine: below the first there is next to nothing, and `below_chance`
+        counts those below the second, no closer to W than random. `intruder_energy_share` is
         the share of the energy of W + ΔW's first k directions that the intruders hold.
 
     Raises
@@ -197,14 +199,15 @@ def _rows(module: str, updates: UpdateSet, options: _Options) -> Iterator[Row]:
 
 
 def _counted(cosines: Tensor, s: Tensor, base: Tensor, epsilon: float) -> Row:
-    chance = chance_closeness(*base.shape)
+    low, high = (chance_closeness(*base.shape, quantile) for quantile in (0.01, 0.99))
     found = cosines < epsilon
     return {
         "k": len(cosines),
         "epsilon": epsilon,
-        "epsilon_chance": chance,
+        "epsilon_chance": low,
+        "chance_99": high,
         "intruders": int(found.sum()),
-        "below_chance": int((cosines < chance).sum()),
+        "below_chance": int((cosines < high).sum()),
         "intruder_energy_share": intruder_energy_share(s, found.double()),
         "max_cosine": cosines.numpy(),
     }

@@ -160,7 +160,9 @@ class _Cutter:
             return _Piece(row, None)
         factors = self._factors(spectrum, count)
         error = _error(update, factors.to(self.device), spectrum.energy)
-        return _Piece(row | {"relative_error": error}, factors, kernel)
+        # The best is a difference of energies where the spectrum is partial: never above it.
+        best = min(row["best_error"], error)
+        return _Piece(row | {"relative_error": error, "best_error": best}, factors, kernel)
 
     def _kernel(self, site: Site, update: Update) -> tuple[int, ...]:
         """Return a convolution's kernel; raise where PEFT has no place for an update."""
@@ -172,7 +174,9 @@ class _Cutter:
             return ()  # nothing needs no place
 
     def _count(self, spectrum: Spectrum, most: int | None) -> int:
-        if self.size.energy is not None:
+        if self.size.energy == 1:
+            most = _directions(spectrum)  # an energy of 1 - 1e-13 is not all of it
+        elif self.size.energy is not None:
             most = energy_rank(spectrum.values, self.size.energy)
         return min(most or 0, _directions(spectrum))
 

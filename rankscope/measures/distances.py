@@ -126,7 +126,9 @@ def fubini_study(angles: Angles) -> float:
     >>> round(fubini_study(torch.tensor([0.0, 0.5], dtype=torch.float64)), 12)
     0.5
     """
-    return math.asin(min(1.0, binet_cauchy(angles)))
+    log = _log_cosines(angles)
+    # Small distances by their sine, large ones by their cosine: each keeps its digits there.
+    return math.asin(math.sqrt(-math.expm1(log))) if log > -1 else math.acos(math.exp(log / 2))
 
 
 def martin(angles: Angles) -> float:
@@ -167,7 +169,7 @@ def _norm(values: Angles) -> float:
 
 def _log_cosines(angles: Angles) -> float:
     """Return the sum of the logarithms of the squared cosines; -inf where an angle is right."""
-    squares = angles.double().sin().square()
-    # The sine of a right angle is 1 but for rounding.
-    squares = torch.where(angles.double() >= math.pi / 2 - 1e-15, 1.0, squares)
-    return torch.log1p(-squares).sum().item()
+    angles = angles.double()
+    cosines = torch.where(angles >= math.pi / 2 - 1e-15, 0.0, angles.cos())
+    small = torch.log1p(-angles.sin().square())
+    return torch.where(angles < math.pi / 4, small, 2 * cosines.log()).sum().item()

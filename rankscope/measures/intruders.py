@@ -19,11 +19,13 @@ from functools import lru_cache
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.stats import beta
 from torch import Tensor
 
 __all__ = ["chance_closeness", "closeness", "intruder_energy_share"]
 
 _DRAWS = 4000
+_FEW = 64
 _NUMBERS = 20_000_000  # drawn at a time
 
 
@@ -91,8 +93,8 @@ def intruder_energy_share(s: Float[Tensor, " k"], intruders: Float[Tensor, " k"]
 def chance_closeness(d: int, q: int, quantile: float = 0.01, seed: int = 0) -> float:
     """Return a quantile of the largest absolute cosine of a random direction with q others.
 
-    The largest of q coordinates of a uniformly random unit vector in d dimensions, by a seeded
-    Monte Carlo of 4000 draws: right to about 1 %.
+    The largest of q coordinates of a uniformly random unit vector in d dimensions, exact for
+    q = 1, otherwise by a seeded Monte Carlo: right to about 1 %, 3 % for q below 16.
 
     Parameters
     ----------
@@ -103,15 +105,25 @@ def chance_closeness(d: int, q: int, quantile: float = 0.01, seed: int = 0) -> f
     quantile : float
         1 % unless given: nearly every random direction lies above it.
 
+    Returns
+    -------
+    float
+        NaN without any direction.
+
     Examples
     --------
     >>> chance_closeness(1, 1)
     1.0
     """
-    rng = np.random.default_rng(seed)
+    if not q:
+        return math.nan
+    if q == 1:
+        return math.sqrt(beta.ppf(quantile, 0.5, (d - 1) / 2)) if d > 1 else 1.0
+    rng = np.random.default_rng([seed, d, q])
     largest: list[float] = []
-    while len(largest) < _DRAWS:
-        count = min(_DRAWS - len(largest), max(1, _NUMBERS // q))
+    draws = _DRAWS if q > _FEW else 10 * _DRAWS
+    while len(largest) < draws:
+        count = min(draws - len(largest), max(1, _NUMBERS // q))
         squares = rng.standard_normal((count, q)) ** 2
         rest = rng.chisquare(d - q, count) if d > q else 0.0
         largest.extend(squares.max(axis=1) / (squares.sum(axis=1) + rest))
