@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,9 @@ from rankscope.measures.distances import DISTANCES
 from rankscope.results import Result, provenance
 from rankscope.spectra import Spectrum, svd
 from rankscope.updates import DenseUpdate, Update
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["MEASURES", "CompareResult", "compare", "compare_study", "finish"]
 
@@ -65,6 +68,37 @@ class CompareResult(Result):
     names: tuple[str, ...] = ()
     unmatched: dict[str, tuple[str, ...]] = field(default_factory=dict)
     shared: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The measures that the table holds."""
+        return tuple(name for name in MEASURES if MEASURES[name][0] in self.table)
+
+    def plot(self, **options: Any) -> Figure:
+        """Return the matrices of all measures in the order of their clusters.
+
+        See `figure_compare`; `drift` is for a series.
+        """
+        from rankscope.plots import figure_compare
+
+        sides = list(dict.fromkeys(self.table.side))
+        squares = {side: {m: self.matrix(m, side) for m in self.measures} for side in sides}
+        chance = {side: self._chance(side) for side in sides}
+        return figure_compare(squares, chance=chance, shared=self.shared, **options)
+
+    def drift(self, **options: Any) -> Figure:
+        """Return each source against the one before it and the last, see `figure_drift`."""
+        from rankscope.plots import figure_drift
+
+        return figure_drift(self.table, names=self.names, **options)
+
+    def _chance(self, side: str) -> list[float]:
+        """Return the chance levels of φ, pair by pair, the mean over modules."""
+        if "chance" not in self.table:
+            return []
+        rows = self.table[self.table.side == side]
+        levels = rows.groupby(["a", "b"], sort=False).chance.mean().dropna()
+        return sorted(set(levels.round(6)))
 
     def matrix(self, measure: str = "phi", side: str = "right") -> pd.DataFrame:
         """Return the mean over modules as a square table, sources by sources.

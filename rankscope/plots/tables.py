@@ -23,6 +23,13 @@ _MAKERS = dict.fromkeys(("side", "dimension", "phi"), _SIMILARITY) | {
     "singular_values": _SPECTRUM,
     "noise_edge": _SPECTRUM,
     "ceiling": _RANK,
+    **dict.fromkeys(
+        ("projection_update", "alignment_i", "alignment_left", "alignment_right", "profile_k"),
+        "rankscope.amplification(updates, base=…).table",
+    ),
+    "max_cosine": "rankscope.intruders(updates, base=…).table",
+    **dict.fromkeys(("a", "b"), "rankscope.compare(sources).table"),
+    "directions": "rankscope.compare(sources).shared",
 }
 
 
