@@ -14,6 +14,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from rankscope.plots.panels import SIDES
 from rankscope.plots.places import draw_kind, label_places, layered, places
@@ -223,14 +224,13 @@ def _draw_page(table: pd.DataFrame, rows: pd.DataFrame, caption: str) -> Figure:
     for n, (ax, k) in enumerate(zip(axes, chosen, strict=False)):
         _draw_projections(ax, rows[rows["k"] == k])
         ax.set_title(f"k = {k}")
-        if n:
-            ax.sharey(axes[0])
-            ax.tick_params(labelleft=False)
+        ax.set_ylim(*_range(rows[rows["k"].isin(chosen)]))
+        ax.tick_params(labelleft=not n)
     axes[0].set_ylabel("‖UᵀWV‖")
     _draw_profile(axes[-1], grids)
-    axes[-1].set_title("share of ‖ΔW‖² in W's directions")
+    axes[-1].set_title("share of ‖ΔW‖²")
     keys = _keys(kinds) + _profile_keys()
-    top.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), 7))
+    top.legend(handles=keys, loc="outside upper center", ncols=-(-len(keys) // 2))
     _draw_alignments(bottom, grids, kinds)
     return figure
 
@@ -241,9 +241,10 @@ def _draw_alignments(figure: Figure, grids: pd.DataFrame, kinds: Sequence[str]) 
         row[0].set_ylabel(SIDES[side], weight="bold", size=6.5)
         for ax, kind in zip(row, kinds, strict=True):
             mine = grids[grids["kind"] == kind]
-            drawn = _draw_alignment(ax, mine, side, most_ticks=4 if len(kinds) > 4 else 8)
+            drawn = _draw_alignment(ax, mine, side, most_ticks=3 if len(kinds) > 4 else 8)
             if side == "right":
-                ax.set_title(f"{kind} · {count(drawn, 'module')}")
+                number = count(drawn, "module") if len(kinds) <= 4 else f"{drawn}"
+                ax.set_title(f"{kind} · {number}")
     figure.supxlabel("j (directions of ΔW)", size=plt.rcParams["axes.labelsize"])
     figure.supylabel("i (directions of W)", size=plt.rcParams["axes.labelsize"])
     _ratio_bar([ax for row in axes for ax in row])
@@ -269,8 +270,17 @@ def _draw_projections(ax: Axes, rows: pd.DataFrame) -> list[str]:
         dashed = "--" if len(own) > 1 else ""
         ax.plot(own.index, own, linestyle=dashed, marker="" if dashed else "_", color=_color(kind))
     ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
     label_places(ax, rows)
     return kinds
+
+
+def _range(rows: pd.DataFrame) -> tuple[float, float]:
+    values = as_floats(rows, _PROJECTIONS).to_numpy()
+    positive = values[values > 0]
+    return float(positive.min(initial=1.0)) / 1.4, float(positive.max(initial=0.0)) * 1.4 or 2.0
 
 
 def _draw_profile(ax: Axes, table: pd.DataFrame) -> list[str]:

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from rankscope.plots.chance import colour_bar
+from rankscope.plots.counts import draw_lines
 from rankscope.plots.panels import SIDES
-from rankscope.plots.places import draw_kind, label_places, layered, places
 from rankscope.plots.style import DOUBLE, SMALL, characters, new_figure, notice_figure, theme
-from rankscope.plots.tables import in_words, kinds_in_order, one_line, require_columns, short_names
+from rankscope.plots.tables import in_words, line_names, require_columns, ticks_from_one
 
 __all__ = ["Squares", "figure_compare", "plot_compare", "plot_shared"]
 
@@ -107,7 +107,7 @@ def plot_shared(shared: pd.DataFrame, *, side: str = "right", ax: Axes | None = 
     """
     require_columns(shared, "module", "layer", "kind", "side", "directions")
     ax = plt.gca() if ax is None else ax
-    kinds = _draw_shared(ax, shared[shared["side"] == side])
+    kinds = draw_lines(ax, shared[shared["side"] == side], "directions")
     ax.set(ylabel="shared directions", title=SIDES[side])
     if len(kinds) > 1:
         ax.legend(ncols=1 + len(kinds) // 6)
@@ -151,7 +151,7 @@ def _draw_page(
 ) -> Figure:
     measures = list(next(iter(squares.values())))
     number = len(next(iter(next(iter(squares.values())).values())))
-    high = min(max(0.13 * number, 1.3), 2.4) + 0.55
+    high = max(0.105 * number, 1.25) + 0.5
     below = 1.7
     figure = new_figure(DOUBLE, len(squares) * high + below, _caption(squares, measures[0]))
     *upper, lower = figure.subfigures(
@@ -159,14 +159,12 @@ def _draw_page(
     )
     for part, (side, tables) in zip(upper, squares.items(), strict=True):
         _draw_side(part, side, tables, chance.get(side, ()))
-    axes = lower.subplots(1, len(squares), sharey=True, squeeze=False)[0]
-    kinds: list[str] = []
+    axes = lower.subplots(1, len(squares), squeeze=False)[0]
     for ax, side in zip(axes, squares, strict=True):
-        kinds = _draw_shared(ax, shared[shared["side"] == side]) or kinds
-        ax.set_title(SIDES[side])
-    axes[0].set_ylabel("shared directions")
-    if len(kinds) > 1:
-        handles, labels = axes[0].get_legend_handles_labels()
+        draw_counts(ax, shared, side, "directions")
+        ax.set_title(f"shared directions, {SIDES[side]}")
+    handles, labels = axes[0].get_legend_handles_labels()
+    if len(labels) > 1:
         lower.legend(handles, labels, loc="outside right center")
     return figure
 
@@ -236,8 +234,9 @@ def _draw_square(ax: Axes, square: pd.DataFrame, measure: str) -> QuadMesh:
         edges, edges, np.ma.masked_invalid(values), cmap=cmap, vmin=low, vmax=high, rasterized=True
     )
     ax.set_facecolor(_BAD)
-    ax.set(ylim=(n - 0.5, -0.5), xlim=(-0.5, n - 0.5), box_aspect=1)
-    ax.set_xticks(range(n), [str(m + 1) for m in range(n)])
+    ax.set(ylim=(n - 0.5, -0.5), xlim=(-0.5, n - 0.5))
+    ticks = ticks_from_one(n, 6)
+    ax.set_xticks([tick - 1 for tick in ticks], [str(tick) for tick in ticks])
     ax.set_yticks(range(n))
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -265,37 +264,25 @@ def _limits(values: NDArray[np.float64], measure: str) -> tuple[float, float]:
 
 
 def _name_rows(ax: Axes, names: Sequence[str], width: float = 1.4) -> None:
-    short = short_names(names, characters(width, SMALL))
+    short = line_names(names, characters(width, SMALL))
     ax.set_yticks(range(len(names)), [f"{name}  {n}" for n, name in enumerate(short, 1)])
 
 
 def _bar(mesh: QuadMesh, ax: Axes, measure: str, chance: Sequence[float]) -> None:
     low, high = mesh.get_clim()
     ticks = [-1.0, -0.5, 0.0, 0.5, 1.0] if low else list(np.linspace(0, high, 3))
-    colour_bar(ax.figure, mesh, [ax], chance, inches=1.2, label="", ticks=ticks, shrink=0.8)
+    bar = colour_bar(ax.figure, mesh, [ax], chance, inches=1.2, label="", ticks=ticks)
+    bar.set_ticklabels([f"{tick:.2g}" for tick in ticks])
 
 
 def _heading(measure: str) -> str:
     return "φ, all directions" if measure == "phi" else in_words(measure)
 
 
-def _draw_shared(ax: Axes, rows: pd.DataFrame) -> list[str]:
-    kinds = kinds_in_order(rows["kind"])
-    at, found = places(rows), rows["directions"].to_numpy(dtype=np.float64)
-    for kind in kinds:
-        mine = (rows["kind"] == kind).to_numpy()
-        draw_kind(ax, kind, at[mine], found[mine], joined=layered(rows))
-    if kinds:
-        label_places(ax, rows)
-    ax.set_ylim(0, 1.1 * max(found.max(initial=0.0), ax.get_ylim()[1] / 1.1, 1.0))
-    return kinds
-
-
 def _caption(squares: Squares, measure: str) -> str:
-    names = list(next(iter(next(iter(squares.values())).values())).index)
-    first = one_line(str(names[0]), 24)
+    number = len(next(iter(next(iter(squares.values())).values())))
     return (
-        f"Means over modules of {len(names)} sources, {first} the first; each side in the order "
+        f"Means over the modules that two of the {number} sources share; each side in the order "
         f"of its tree, average linkage of {_heading(measure)}. Containment: the row's energy in "
-        "the column's span. Below: directions common to the sources beyond chance."
+        "the column's span. Shared directions: common to the sources beyond chance."
     )

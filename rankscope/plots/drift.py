@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rankscope.plots.panels import SIDES
 from rankscope.plots.style import DOUBLE, SMALL, characters, new_figure, notice_figure, theme
-from rankscope.plots.tables import as_floats, in_words, require_columns, short_names
+from rankscope.plots.tables import as_floats, in_words, line_names, require_columns
 
 __all__ = ["figure_drift", "plot_drift"]
 
@@ -133,7 +133,7 @@ def _summary(
 
 def _label(ax: Axes, names: Sequence[str], measure: str) -> None:
     turned = len(names) > _NAMED
-    short = short_names(names, 14 if turned else characters(2.6 / len(names), SMALL))
+    short = line_names(names, 20 if turned else characters(2.6 / len(names), SMALL))
     ax.set_xticks(range(len(names)), short)
     if turned:
         plt.setp(ax.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")

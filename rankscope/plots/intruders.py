@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from rankscope.plots.counts import draw_counts, draw_lines
 from rankscope.plots.panels import SIDES
-from rankscope.plots.places import draw_kind, label_places, layered, places
+from rankscope.plots.places import label_places, layered, places
 from rankscope.plots.style import (
     DOUBLE,
     KIND_COLORS,
@@ -107,8 +108,8 @@ def plot_intruders(
     require_columns(table, "module", "layer", "kind", "side", "k", "epsilon", "intruders")
     ax = plt.gca() if ax is None else ax
     rows = _one_side(table, side)
-    kinds = _draw_counts(ax, rows)
-    ax.set_ylabel(_counted(rows))
+    kinds = draw_lines(ax, _counted_rows(rows), "intruders")
+    ax.set_ylabel(_counted(_counted_rows(rows)))
     if len(kinds) > 1:
         ax.legend(ncols=1 + len(kinds) // 6)
     return ax
@@ -142,18 +143,15 @@ def figure_intruders(table: pd.DataFrame) -> Figure:
 
 def _draw_page(table: pd.DataFrame, sides: Sequence[str]) -> Figure:
     figure = new_figure(DOUBLE, 4.2, _chosen(table))
-    axes = figure.subplots(2, len(sides), squeeze=False, height_ratios=(1.5, 1), sharey="row")
-    kinds: list[str] = []
+    axes = figure.subplots(2, len(sides), squeeze=False, height_ratios=(1.6, 1))
+    rows = _counted_rows(table)
     for (upper, lower), side in zip(axes.T, sides, strict=True):
-        rows = _one_side(table, side)
-        kinds = _draw_closeness(upper, rows)
-        _draw_counts(lower, rows)
+        kinds = _draw_closeness(upper, _one_side(table, side))
         upper.set_title(SIDES[side])
-        upper.set_xlabel("")
-        upper.tick_params(labelbottom=False)
-        lower.sharex(upper)
+        draw_counts(lower, rows, side, "intruders")
     axes[0, 0].set_ylabel("largest cosine with a direction of W")
-    axes[1, 0].set_ylabel(_counted(table[table["k"] == table["k"].max()]))
+    for ax in axes[1]:
+        ax.set_title(_counted(rows))
     keys = _keys(kinds)
     figure.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), 9))
     return figure
@@ -200,17 +198,10 @@ def _draw_closeness(ax: Axes, rows: pd.DataFrame) -> list[str]:
     return kinds
 
 
-def _draw_counts(ax: Axes, rows: pd.DataFrame) -> list[str]:
-    rows = rows[rows["epsilon"] == rows["epsilon"].iloc[0]] if len(rows) else rows
-    kinds = kinds_in_order(rows["kind"])
-    at, found = places(rows), rows["intruders"].to_numpy()
-    for kind in kinds:
-        mine = (rows["kind"] == kind).to_numpy()
-        draw_kind(ax, kind, at[mine], found[mine], joined=layered(rows))
-    label_places(ax, rows)
-    ax.set_ylim(0, 1.1 * max(float(found.max(initial=0)), 1.0))
-    ax.yaxis.get_major_locator().set_params(integer=True)
-    return kinds
+def _counted_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the largest k and the first ε."""
+    rows = rows[rows["k"] == rows["k"].max()]
+    return rows[rows["epsilon"] == rows["epsilon"].iloc[0]] if len(rows) else rows
 
 
 def _counted(rows: pd.DataFrame) -> str:

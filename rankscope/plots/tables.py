@@ -132,6 +132,38 @@ def short_names(names: Sequence[str], width: int) -> list[str]:
     return [f"{number}: {_middle(name, width - 6)}" for number, name in enumerate(names, 1)]
 
 
+def line_names(names: Sequence[str], width: int) -> list[str]:
+    """Return the names cut to `width` characters on one line, still all different.
+
+    What all share at the start and at the end goes first, then the middle.
+
+    Examples
+    --------
+    >>> line_names(["runs/r8-seed0/model", "runs/r64-seed0/model"], 8)
+    ['…r8…', '…r64…']
+    """
+    if all(len(name) <= width for name in names):
+        return list(names)
+    start = _shared_start(names)
+    end = _shared_start([name[start:][::-1] for name in names])
+    cut = [
+        f"{'…' * bool(start)}{name[start : len(name) - end]}{'…' * bool(end)}" for name in names
+    ]
+    short = [_middle(name, width) for name in cut]
+    if len(set(short)) == len(set(names)):
+        return short
+    return [f"{number}: {_middle(name, width - 4)}" for number, name in enumerate(names, 1)]
+
+
+def _shared_start(names: Sequence[str]) -> int:
+    """Return how many characters all names share at their start, up to a mark between words."""
+    if len(set(names)) < 2:
+        return 0
+    first, last = min(names), max(names)
+    same = list(itertools.takewhile(lambda n: first[n] == last[n], range(len(first))))
+    return max((n + 1 for n in same if first[n] in "./-_ "), default=0)
+
+
 def _shared_prefix(names: Sequence[str]) -> int:
     if len(set(names)) < 2:
         return 0
