@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from rankscope.plots.chance import colour_bar
-from rankscope.plots.counts import draw_lines
+from rankscope.plots.counts import draw_counts, draw_lines
 from rankscope.plots.panels import SIDES
 from rankscope.plots.style import DOUBLE, SMALL, characters, new_figure, notice_figure, theme
 from rankscope.plots.tables import in_words, line_names, require_columns, ticks_from_one

@@ -19,7 +19,7 @@ __all__ = ["TableError", "require_columns", "short_names"]
 _SIMILARITY = "rankscope.similarity(a, b).table"
 _SPECTRUM = "rankscope.spectrum(updates).table"
 _RANK = "rankscope.rank(updates).table"
-_MAKERS = dict.fromkeys(("side", "dimension", "phi"), _SIMILARITY) | {
+_MAKERS = dict.fromkeys(("dimension", "phi"), _SIMILARITY) | {
     "singular_values": _SPECTRUM,
     "noise_edge": _SPECTRUM,
     "ceiling": _RANK,
@@ -59,7 +59,7 @@ def require_columns(table: pd.DataFrame, *names: str) -> None:
     missing = [name for name in names if name not in table.columns]
     if not missing:
         return
-    maker = next((_MAKERS[name] for name in names if name in _MAKERS), _RANK)
+    maker = next((_MAKERS[name] for name in (*missing, *names) if name in _MAKERS), _RANK)
     raise TableError(
         "the table lacks columns that this figure needs",
         where=f"columns {', '.join(missing)}",
