@@ -27,12 +27,24 @@ if TYPE_CHECKING:
     from rankscope.errors import RankscopeError as RankscopeError
     from rankscope.io.sources import open_updates as open_updates
     from rankscope.io.updateset import UpdateSet as UpdateSet
+    from rankscope.plots import figure_amplification as figure_amplification
+    from rankscope.plots import figure_compare as figure_compare
+    from rankscope.plots import figure_drift as figure_drift
+    from rankscope.plots import figure_intruders as figure_intruders
     from rankscope.plots import figure_rank as figure_rank
     from rankscope.plots import figure_rank_map as figure_rank_map
     from rankscope.plots import figure_similarity as figure_similarity
     from rankscope.plots import figure_spectrum as figure_spectrum
+    from rankscope.plots import plot_alignment as plot_alignment
+    from rankscope.plots import plot_amplification as plot_amplification
+    from rankscope.plots import plot_closeness as plot_closeness
+    from rankscope.plots import plot_compare as plot_compare
+    from rankscope.plots import plot_drift as plot_drift
+    from rankscope.plots import plot_intruders as plot_intruders
+    from rankscope.plots import plot_profile as plot_profile
     from rankscope.plots import plot_rank as plot_rank
     from rankscope.plots import plot_rank_map as plot_rank_map
+    from rankscope.plots import plot_shared as plot_shared
     from rankscope.plots import plot_similarity as plot_similarity
     from rankscope.plots import plot_spectrum as plot_spectrum
     from rankscope.plots import theme as theme
@@ -65,6 +77,10 @@ _HOMES = {
     "amplification": "analysis.amplification",
     "compare": "analysis.compare",
     "extract": "analysis.extract",
+    "figure_amplification": "plots",
+    "figure_compare": "plots",
+    "figure_drift": "plots",
+    "figure_intruders": "plots",
     "figure_rank": "plots",
     "figure_rank_map": "plots",
     "figure_similarity": "plots",
@@ -74,8 +90,16 @@ _HOMES = {
     "intruders": "analysis.intruders",
     "join": "analysis.join",
     "open_updates": "io.sources",
+    "plot_alignment": "plots",
+    "plot_amplification": "plots",
+    "plot_closeness": "plots",
+    "plot_compare": "plots",
+    "plot_drift": "plots",
+    "plot_intruders": "plots",
+    "plot_profile": "plots",
     "plot_rank": "plots",
     "plot_rank_map": "plots",
+    "plot_shared": "plots",
     "plot_similarity": "plots",
     "plot_spectrum": "plots",
     "rank": "analysis.rank",

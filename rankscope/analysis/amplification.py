@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,9 @@ from rankscope.results import Result, provenance
 from rankscope.spectra import Spectrum, svd
 from rankscope.updates import Update
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = [
     "AmplificationResult",
     "amplification",
@@ -42,6 +45,8 @@ _COLUMNS = {
     "layer": "Int64",
     "kind": "str",
     "expert": "Int64",
+    "rows": "int64",
+    "columns": "int64",
     "k": "int64",
     "norm_weight": "float64",
     "norm_update": "float64",
@@ -82,11 +87,17 @@ class AmplificationResult(Result):
 
     schema: ClassVar[str] = "rankscope.amplification/1"
     hidden: ClassVar[tuple[str, ...]] = (
-        "layer", "norm_update", "projection_drawn", "left_energy",
+        "layer", "rows", "columns", "norm_update", "projection_drawn", "left_energy",
         "left_chance", "right_energy", "right_chance", "reweighting", "rewiring", "new",
         "factors", "cosines", "profile_k", "profile_top", "profile_bottom", "alignment_i",
         "alignment_left", "alignment_right",
     )  # fmt: skip
+
+    def plot(self, **options: Any) -> Figure:
+        """Return Table 7, Figure 8 and ΔW's energy in W's directions: `figure_amplification`."""
+        from rankscope.plots import figure_amplification
+
+        return figure_amplification(self.table, **options)
 
 
 @dataclass(frozen=True)
@@ -247,6 +258,8 @@ def _rows(module: str, updates: UpdateSet, options: _Options) -> Iterator[Row]:
         "layer": site.layer,
         "kind": site.kind,
         "expert": site.expert,
+        "rows": site.shape[0],
+        "columns": site.shape[1],
         **_whole(update, weight, theirs, ours),
         **_curves(update, theirs, ours),
     }

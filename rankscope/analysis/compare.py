@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
-from typing import Any, ClassVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from rankscope.analysis.aligned import Aligned, aligned
+from rankscope.analysis.costs import cost
 from rankscope.analysis.devices import resolve_device
 from rankscope.analysis.engine import How, Row, Study, Task, run
 from rankscope.analysis.selection import opened
-from rankscope.analysis.stacks import MEASURES, Stack, cells, joint_interference, whole_cosines
-from rankscope.errors import SourceError, UpdateError
+from rankscope.analysis.stacks import MEASURES, Stack, joint_interference, pair_rows, whole_cosines
+from rankscope.errors import UpdateError
 from rankscope.io.sources import Source
 from rankscope.io.updateset import UpdateSet
-from rankscope.linalg.chance import (
-    adjusted_p_values,
-)
+from rankscope.linalg.chance import adjusted_p_values
 from rankscope.measures.distances import DISTANCES
 from rankscope.results import Result, provenance
 from rankscope.spectra import Spectrum, svd
 from rankscope.updates import DenseUpdate, Update
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["MEASURES", "CompareResult", "compare", "compare_study", "finish"]
 
@@ -38,6 +41,7 @@ _FIXED = {
     "b": "str",
 }
 DENSE_LIMIT = 64
+_SIMILARITIES = ("phi", "cosine", "mean_cosine", "cka")
 DEFAULT = ("phi", "cosine", "containment")
 
 
@@ -49,28 +53,63 @@ class CompareResult(Result):
     ----------
     names : tuple of str
         Of the sources, in the order they were given.
+    unmatched : dict
+        From every name to the modules that this source alone updates.
     shared : DataFrame
         A row per module and side: ``module side dimension sources common edge directions
         interference``: how common the most common directions of all sources are (1 in all),
-        what chance seldom passes, how many directions lie above it, and how much the sources
-        would interfere if they were added (`task_interference` per unit of their singular
-        values: 0 for orthogonal ones, 2 for two that are equal).
+        what chance passes once in a thousand times, how many directions lie above it
+        (undefined where any subspaces of these sizes meet), and how much the sources would
+        interfere if they were added (`task_interference`, in units of what as many equal ones
+        would have: 0 for orthogonal ones; directions that share in part can pass 1).
     """
 
     schema: ClassVar[str] = "rankscope.compare/1"
     hidden: ClassVar[tuple[str, ...]] = ("layer", "rank_a", "rank_b", "p_adjusted")
 
     names: tuple[str, ...] = ()
+    unmatched: dict[str, tuple[str, ...]] = field(default_factory=dict)
     shared: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The measures that the table holds."""
+        return tuple(name for name in MEASURES if MEASURES[name][0] in self.table)
+
+    def plot(self, **options: Any) -> Figure:
+        """Return the matrices of all measures in the order of their clusters.
+
+        See `figure_compare`; `drift` is for a series.
+        """
+        from rankscope.plots import figure_compare
+
+        sides = list(dict.fromkeys(self.table.side))
+        squares = {side: {m: self.matrix(m, side) for m in self.measures} for side in sides}
+        chance = {side: self._chance(side) for side in sides}
+        return figure_compare(squares, chance=chance, shared=self.shared, **options)
+
+    def drift(self, **options: Any) -> Figure:
+        """Return each source against the one before it and the last, see `figure_drift`."""
+        from rankscope.plots import figure_drift
+
+        return figure_drift(self.table, names=self.names, **options)
+
+    def _chance(self, side: str) -> list[float]:
+        """Return the chance levels of φ, pair by pair, the mean over modules."""
+        if "chance" not in self.table:
+            return []
+        rows = self.table[self.table.side == side]
+        levels = rows.groupby(["a", "b"], sort=False).chance.mean().dropna()
+        return sorted(set(levels.round(6)))
 
     def matrix(self, measure: str = "phi", side: str = "right") -> pd.DataFrame:
         """Return the mean over modules as a square table, sources by sources.
 
-        A pair's own diagonal is 1 for similarities and 0 for distances. `containment` has row
-        a's energy in the span of column b.
+        The diagonal is 1 for similarities, 0 for distances and undefined for all else.
+        `containment` has row a's energy in the span of column b.
         """
         rows = self.table[self.table.side == side]
-        own = 0.0 if measure in DISTANCES else 1.0
+        own = 0.0 if measure in DISTANCES else 1.0 if measure in _SIMILARITIES else np.nan
         square = pd.DataFrame(np.nan, index=list(self.names), columns=list(self.names))
         for name in self.names:
             square.loc[name, name] = own
@@ -80,13 +119,16 @@ class CompareResult(Result):
         return square
 
     def extra(self) -> dict[str, Any]:
-        """Return the names, and what all sources share."""
-        return {"names": list(self.names), "shared": self.shared.to_dict(orient="records")}
+        """Return the names, what only one source has, and what all sources share."""
+        return {
+            "names": list(self.names),
+            "unmatched": {name: list(alone) for name, alone in self.unmatched.items()},
+            "shared": self.shared.to_dict(orient="records"),
+        }
 
 
 @dataclass(frozen=True)
 class _Options:
-    names: tuple[str, ...]
     k: int | None
     measures: tuple[str, ...]
     device: str
@@ -127,7 +169,10 @@ def compare(
     Returns
     -------
     CompareResult
-        A row per module, side and pair of sources that both update it. `containment_a` is how
+        A row per module, side and pair of sources that both update it, under the first
+        source's names; notes say how others were matched, and q and k whose rows stand in
+        Meta's rotary order in some sources only have no row for the output side.
+        `containment_a` is how
         much of a's energy lies in the span of b's directions, beside `chance_a`. The cosine is
         of whole updates, whatever `k`, and stands on both sides. `p` are adjusted over the
         modules of a side (Benjamini-Hochberg), pair by pair.
@@ -163,14 +208,17 @@ def compare_study(
     device: str = "cpu",
 ) -> Study:
     """Return what `compare` does, module by module."""
-    options = _Options(tuple(sets), _at_least_one(k), _known(measures), resolve_device(device))
-    modules = _shared(sets)
+    _two_or_more(len(sets))
+    options = _Options(_at_least_one(k), _known(measures), resolve_device(device))
+    found = aligned(sets)
+    sets = found.sets
     said = {
         "names": list(sets),
         "k": k,
         "measures": list(options.measures),
         "alpha": [one.alpha for one in sets.values()],
-        "modules": modules,
+        "split": [one.split for one in sets.values()],
+        "modules": list(found.modules),
     }
     notes = [f"{name}: {note}" for name, one in sets.items() for note in one.notes]
     about = {
@@ -180,11 +228,12 @@ def compare_study(
             said,
             options.device,
         ),
-        "notes": notes + list(_left_out(sets, modules)),
+        "notes": [*found.notes, *notes, *_missing_notes(found)],
         "names": list(sets),
+        "unmatched": found.unmatched,
         "measures": list(options.measures),
     }
-    tasks = [_task(module, sets, options) for module in modules]
+    tasks = [_task(module, found, options) for module in found.modules]
     return Study("compare", tasks, about, finish)
 
 
@@ -208,6 +257,7 @@ def finish(
         tuple(about["notes"]),
         tuple(failures),
         names=tuple(about["names"]),
+        unmatched={name: tuple(alone) for name, alone in about["unmatched"].items()},
         shared=pd.DataFrame([row for row in rows if "a" not in row]),
     )
 
@@ -218,14 +268,6 @@ def _named(sources: Sequence[Any]) -> dict[str, Any]:
         named = dict(first)
     else:
         named = {f"{number}": source for number, source in enumerate(sources, 1)}
-    if len(named) < 2:
-        raise UpdateError(
-            "there is nothing to compare",
-            where="compare",
-            expected="two sources or more",
-            got=str(len(named)),
-            fix="name several: NAME=SOURCE NAME=SOURCE …",
-        )
     return named
 
 
@@ -254,59 +296,72 @@ def _at_least_one(k: int | None) -> int | None:
     return k
 
 
-def _shared(sets: Mapping[str, UpdateSet]) -> list[str]:
-    """Return the modules that at least two sources update, in natural order."""
-    every = [name for one in sets.values() for name in one.names]
-    modules = [name for name in dict.fromkeys(every) if every.count(name) > 1]
-    if not modules:
-        raise SourceError(
-            "the sources have no module in common",
-            where=", ".join(sets),
-            expected="updates of the same modules of one model",
-            got="; ".join(f"{name}: {', '.join(one.names[:2])}" for name, one in sets.items()),
-            fix="look at them with rankscope info --modules",
+def _two_or_more(count: int) -> None:
+    if count < 2:
+        raise UpdateError(
+            "there is nothing to compare",
+            where="compare",
+            expected="two sources or more",
+            got=str(count),
+            fix="name several: NAME=SOURCE NAME=SOURCE …",
         )
-    return modules
 
 
-def _left_out(sets: Mapping[str, UpdateSet], modules: Sequence[str]) -> Iterator[str]:
-    for name, one in sets.items():
-        lacking = sum(module not in one for module in modules)
-        alone = len(one) - (len(modules) - lacking)
+def _missing_notes(found: Aligned) -> Iterator[str]:
+    for name, alone in found.unmatched.items():
+        lacking = sum(name not in owners for owners in found.modules.values())
         if lacking or alone:
-            yield f"{name}: {lacking} modules that others share are missing, {alone} are its own"
+            own = f"{len(alone)} are its own"
+            yield f"{name}: {lacking} modules that others share are missing, {own}"
 
 
-def _task(module: str, sets: Mapping[str, UpdateSet], options: _Options) -> Task:
-    mine = {name: one.only(module) for name, one in sets.items() if module in one}
-    sites = [one.site(module) for one in mine.values()]
-    rows, columns = sites[0].shape
-    ranks = [site.rank or min(site.shape) for site in sites]
+def _task(module: str, found: Aligned, options: _Options) -> Task:
+    mine = {name: found.sets[name].only(own) for name, own in found.modules[module].items()}
+    costs = [cost(one.sites[0]) for one in mine.values()]
     return Task(
         module,
         _rows,
-        (mine, options),
-        work=float(sum(4 * r * r * (rows + columns) + 20 * r**3 for r in ranks)),
-        memory=8 * 3 * sum((rows + columns) * r for r in ranks),
-        size=4 * sum((rows + columns) * r for r in ranks),
+        (mine, frozenset(found.reordered.get(module, ())), options),
+        work=sum(part["work"] for part in costs),
+        memory=sum(part["memory"] for part in costs),
+        size=sum(part["size"] for part in costs),
     )
 
 
-def _rows(module: str, sets: Mapping[str, UpdateSet], options: _Options) -> Iterator[Row]:
-    _check_shapes(module, sets)
-    updates = [one[module].to(options.device) for one in sets.values()]
+def _rows(
+    module: str, sets: Mapping[str, UpdateSet], reordered: frozenset[str], options: _Options
+) -> Iterator[Row]:
+    sites = {name: one.sites[0] for name, one in sets.items()}
+    _check_shapes(module, {name: site.shape for name, site in sites.items()})
+    updates = [site.recipe.build().to(options.device) for site in sites.values()]
     spectra = [_spectrum(update, options) for update in updates]
-    site = next(iter(sets.values())).site(module)
+    site = next(iter(sites.values()))
     fixed = {"module": module, "layer": site.layer, "kind": site.kind, "expert": site.expert}
-    stacks = [Stack(list(sets), updates, spectra, side) for side in ("right", "left")]
-    cosines = whole_cosines(*stacks)
-    interference = joint_interference(spectra)
-    for stack in stacks:
-        yield fixed | {"side": stack.side, **stack.shared(), "interference": interference}
-        columns = cells(stack, cosines, options.measures)
-        for a, b in combinations(range(len(spectra)), 2):
-            row = {name: values(a, b) for name, values in columns.items()}
-            yield fixed | {"side": stack.side, "a": stack.names[a], "b": stack.names[b], **row}
+    for row in _sides(list(sets), updates, spectra, reordered, options.measures):
+        yield fixed | row
+
+
+def _sides(
+    names: list[str],
+    updates: list[Update],
+    spectra: list[Spectrum],
+    reordered: frozenset[str],
+    measures: Sequence[str],
+) -> Iterator[Row]:
+    right, left = (Stack(names, updates, spectra, side) for side in ("right", "left"))
+    cosines = whole_cosines(right, left)
+    interference = math.nan if reordered else joint_interference(right, left)
+    kept = [n for n, name in enumerate(names) if name not in reordered]
+    if reordered:
+        # Their rows mean other outputs: nothing that reads the output side holds.
+        out = [name in reordered for name in names]
+        cosines[out] = cosines[:, out] = math.nan
+        parts = [[some[n] for n in kept] for some in (names, updates, spectra)]
+        left = Stack(*parts, side="left")  # type: ignore[arg-type]
+    for stack, whole in ((right, cosines), (left, cosines[kept][:, kept])):
+        if len(stack.names) > 1:
+            yield {"side": stack.side, **stack.shared(), "interference": interference}
+            yield from pair_rows(stack, whole, measures)
 
 
 def _spectrum(update: Update, options: _Options) -> Spectrum:
@@ -314,8 +369,7 @@ def _spectrum(update: Update, options: _Options) -> Spectrum:
     return svd(update, options.k or (DENSE_LIMIT if dense else None))
 
 
-def _check_shapes(module: str, sets: Mapping[str, UpdateSet]) -> None:
-    shapes = {name: one.site(module).shape for name, one in sets.items()}
+def _check_shapes(module: str, shapes: Mapping[str, tuple[int, int]]) -> None:
     if len(set(shapes.values())) > 1:
         raise UpdateError(
             "the sources have this module in different shapes",

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import pandas as pd
 from torch import Tensor
@@ -24,6 +24,9 @@ from rankscope.measures.intruders import chance_closeness, closeness, intruder_e
 from rankscope.results import Result, provenance
 from rankscope.spectra import svd
 from rankscope.updates import DenseUpdate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["IntrudersResult", "finish", "intruders", "intruders_study"]
 
@@ -50,6 +53,12 @@ class IntrudersResult(Result):
 
     schema: ClassVar[str] = "rankscope.intruders/1"
     hidden: ClassVar[tuple[str, ...]] = ("layer", "max_cosine")
+
+    def plot(self, **options: Any) -> Figure:
+        """Return the largest cosines and the numbers of intruders, see `figure_intruders`."""
+        from rankscope.plots import figure_intruders
+
+        return figure_intruders(self.table, **options)
 
 
 @dataclass(frozen=True)

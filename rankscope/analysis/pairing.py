@@ -9,7 +9,7 @@ from rankscope.io.matching import match, nearest
 from rankscope.io.rotary import alike
 from rankscope.io.updateset import UpdateSet
 
-__all__ = ["Pairing", "paired"]
+__all__ = ["Pairing", "paired", "pairing"]
 
 # Formats that number their modules instead of naming them.
 _NUMBERED = ("cloneofsimo", "w_a/w_b")
@@ -47,11 +47,17 @@ def paired(a: UpdateSet, b: UpdateSet) -> Pairing:
     SourceError
         If there are none.
     """
+    found = pairing(a, b)
+    if not found.partners:
+        raise _nothing_shared(a, b)
+    return found
+
+
+def pairing(a: UpdateSet, b: UpdateSet) -> Pairing:
+    """Return which modules two sets share, by whatever names; perhaps none."""
     matching = match(*({site.module: site.shape for site in updates.sites} for updates in (a, b)))
     found = matching.pairs | matching.mismatches
     partners = {name: found[name].b for name in a.names if name in found}
-    if not partners:
-        raise _nothing_shared(a, b)
     theirs = set(partners.values())
     reordered = frozenset(
         name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -15,7 +15,7 @@ from rankscope.analysis.engine import Row
 from rankscope.linalg.angles import principal_angles
 from rankscope.linalg.chance import expected_overlap, overlap_p_value, overlap_sd
 from rankscope.measures.distances import DISTANCES
-from rankscope.measures.interference import cka, task_interference, update_cosine
+from rankscope.measures.interference import cka, gram_interference, update_cosine
 from rankscope.measures.together import (
     common_directions,
     common_edge,
@@ -26,7 +26,7 @@ from rankscope.measures.together import (
 from rankscope.spectra import Spectrum
 from rankscope.updates import Update
 
-__all__ = ["MEASURES", "Stack", "cells", "joint_interference", "whole_cosines"]
+__all__ = ["MEASURES", "Stack", "joint_interference", "pair_rows", "whole_cosines"]
 
 _PHI = ("phi", "rank_a", "rank_b", "chance", "z", "p", "p_adjusted")
 # What each measure puts into a row.
@@ -89,12 +89,13 @@ class Stack:
         sizes = tuple(size for size in self.sizes if size)
         common = common_directions(self.gram, max(len(sizes), 1))
         edge = common_edge(sizes, self.dimension) if len(sizes) > 1 else math.nan
+        above = None if math.isnan(edge) else int((common > edge).sum())
         return {
             "dimension": self.dimension,
             "sources": len(sizes),
-            "common": common[: max(sizes, default=0)].numpy(),
+            "common": common[: max((*sizes, above or 0))].numpy(),
             "edge": edge,
-            "directions": int((common > edge).sum()) if len(sizes) > 1 else 0,
+            "directions": above,
         }
 
 
@@ -108,41 +109,56 @@ def whole_cosines(right: Stack, left: Stack) -> Tensor:
     return cosines
 
 
-Cell = Callable[[int, int], Any]
+def joint_interference(right: Stack, left: Stack) -> float:
+    """Return the interference of all updates, in units of what as many equal ones would have.
+
+    N equal ones with singular values σ interfere by N (N − 1)² Σσ.
+    """
+    others = sum(size > 0 for size in right.sizes) - 1
+    if others < 1:
+        return math.nan
+    whole = gram_interference(left.gram, right.values, right.gram)
+    return whole / (others**2 * float(right.values.sum()))
 
 
-def cells(stack: Stack, cosines: Tensor, measures: Sequence[str]) -> dict[str, Cell]:
-    """Return what gives each column of a pair's row, from the places of the two."""
-    columns: dict[str, Cell] = {}
+def pair_rows(stack: Stack, cosines: Tensor, measures: Sequence[str]) -> Iterator[Row]:
+    """Yield the side, the names and the measures of every pair."""
+    pairs = list(combinations(range(len(stack.names)), 2))
+    first, second = (np.array(places) for places in zip(*pairs, strict=True))
+    columns = {
+        name: values[first, second].tolist()
+        for name, values in _matrices(stack, cosines, measures).items()
+    }
+    angles = [name for name in measures if name == "mean_cosine" or name in DISTANCES]
+    if angles:
+        each = [_of_angles(stack.angles(a, b), angles) for a, b in pairs]
+        columns |= {name: [row[name] for row in each] for name in angles}
+    for (a, b), *values in zip(pairs, *columns.values(), strict=True):
+        named = {"side": stack.side, "a": stack.names[a], "b": stack.names[b]}
+        yield named | dict(zip(columns, values, strict=True))
+
+
+_Square = np.ndarray[Any, np.dtype[Any]]
+
+
+def _matrices(stack: Stack, cosines: Tensor, measures: Sequence[str]) -> dict[str, _Square]:
+    """Return what needs no angles as matrices, sources by sources."""
+    found: dict[str, _Square] = {}
     if "phi" in measures:
-        columns |= _phi_columns(stack)
+        found |= _phi(stack)
     if "cosine" in measures:
-        columns["cosine"] = lambda a, b: cosines[a, b].item()
+        found["cosine"] = cosines.numpy()
     if "containment" in measures:
-        inside, d = stack.contained(), stack.dimension
-        columns["containment_a"] = lambda a, b: inside[a, b].item()
-        columns["chance_a"] = lambda a, b: stack.sizes[b] / d
-        columns["containment_b"] = lambda a, b: inside[b, a].item()
-        columns["chance_b"] = lambda a, b: stack.sizes[a] / d
-    if "mean_cosine" in measures:
-        columns["mean_cosine"] = lambda a, b: _mean(stack.angles(a, b).cos())
+        inside = stack.contained().numpy()
+        chance = np.tile(np.array(stack.sizes) / stack.dimension, (len(stack.sizes), 1))
+        found |= {"containment_a": inside, "chance_a": chance}
+        found |= {"containment_b": inside.T, "chance_b": chance.T}
     if "cka" in measures:
-        columns["cka"] = lambda a, b: cka(stack.overlap(a, b), stack.parts[a], stack.parts[b])
-    for name in (name for name in measures if name in DISTANCES):
-        columns[name] = _distance(stack, name)
-    return columns
+        found["cka"] = _cka(stack)
+    return found
 
 
-def _distance(stack: Stack, name: str) -> Cell:
-    def cell(a: int, b: int) -> float:
-        if not min(stack.sizes[a], stack.sizes[b]):
-            return math.nan
-        return DISTANCES[name](stack.angles(a, b))
-
-    return cell
-
-
-def _phi_columns(stack: Stack) -> dict[str, Cell]:
+def _phi(stack: Stack) -> dict[str, _Square]:
     phi, d = pair_phi(stack.gram, stack.sizes).numpy(), stack.dimension
     first, second = np.meshgrid(stack.sizes, stack.sizes, indexing="ij")
     some = np.minimum(first, second) > 0
@@ -154,28 +170,18 @@ def _phi_columns(stack: Stack) -> dict[str, Cell]:
         p[cells] = overlap_p_value(phi[cells], i, j, d)
     with np.errstate(divide="ignore", invalid="ignore"):
         z = np.where(sd > 0, (phi - chance) / sd, np.nan)
-    table = {"phi": phi, "chance": chance, "z": z, "p": p}
-    columns = {name: _cell(values) for name, values in table.items()}
-    return columns | {
-        "rank_a": lambda a, b: stack.sizes[a],
-        "rank_b": lambda a, b: stack.sizes[b],
-    }
+    return {"phi": phi, "rank_a": first, "rank_b": second, "chance": chance, "z": z, "p": p}
 
 
-def _cell(values: np.ndarray[Any, np.dtype[np.float64]]) -> Cell:
-    return lambda a, b: float(values[a, b])
+def _cka(stack: Stack) -> _Square:
+    found = np.full((len(stack.sizes),) * 2, np.nan)
+    for a, b in combinations(range(len(stack.sizes)), 2):
+        found[a, b] = cka(stack.overlap(a, b), stack.parts[a], stack.parts[b])
+    return found
 
 
-def joint_interference(spectra: Sequence[Spectrum]) -> float:
-    """Return the interference of all updates per unit of their singular values."""
-    some = [one for one in spectra if one.directions]
-    lefts = [one.left[:, : one.directions] for one in some if one.left is not None]
-    rights = [one.right[:, : one.directions] for one in some if one.right is not None]
-    values = [one.values[: one.directions] for one in some]
-    if not values:
-        return math.nan
-    return task_interference(lefts, values, rights) / float(torch.cat(values).sum())
-
-
-def _mean(values: Tensor) -> float:
-    return float(values.mean()) if len(values) else math.nan
+def _of_angles(angles: Tensor, names: Sequence[str]) -> Row:
+    if not len(angles):
+        return dict.fromkeys(names, math.nan)
+    distances = {name: DISTANCES[name](angles) for name in names if name in DISTANCES}
+    return distances | {"mean_cosine": float(angles.cos().mean())}

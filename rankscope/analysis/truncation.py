@@ -19,7 +19,7 @@ from rankscope.errors import AdapterError, UpdateError
 from rankscope.io.adapters.family import factored_site
 from rankscope.io.names import FLAT_PREFIXES
 from rankscope.io.recipes import Difference
-from rankscope.io.save import joined, kernel_of
+from rankscope.io.save import joined, kernel_of, saved_name
 from rankscope.io.tensors import StateDict
 from rankscope.io.updateset import Site, UpdateSet
 from rankscope.measures.allocation import allocate
@@ -84,6 +84,7 @@ class Size:
 class _Piece:
     """What became of one update; no factors where nothing of it is kept."""
 
+    name: str
     row: dict[str, Any]
     factors: FactoredUpdate | None
     kernel: tuple[int, ...] = ()
@@ -99,7 +100,7 @@ class _Piece:
     @property
     def names(self) -> tuple[str, str]:
         """Of the second factor, B, and of the first, A."""
-        module = self.row["module"]
+        module = self.name
         return f"{module}.lora_B.weight", f"{module}.lora_A.weight"
 
 
@@ -157,12 +158,14 @@ class _Cutter:
             "frobenius": math.sqrt(spectrum.energy),
         }
         if not count:
-            return _Piece(row, None)
+            return _Piece(saved_name(site), row, None)
         factors = self._factors(spectrum, count)
         error = _error(update, factors.to(self.device), spectrum.energy)
         # The best is a difference of energies where the spectrum is partial: never above it.
-        best = min(row["best_error"], error)
-        return _Piece(row | {"relative_error": error, "best_error": best}, factors, kernel)
+        best = min(math.sqrt(rest), error)
+        return _Piece(
+            saved_name(site), row | {"relative_error": error, "best_error": best}, factors, kernel
+        )
 
     def _kernel(self, site: Site, update: Update) -> tuple[int, ...]:
         """Return a convolution's kernel; raise where PEFT has no place for an update."""
@@ -287,7 +290,7 @@ def _as_set(updates: UpdateSet, pieces: list[_Piece]) -> UpdateSet:
         updates,
         format="peft",
         sites=tuple(
-            factored_site(store, piece.row["module"], *piece.names, 1.0)
+            factored_site(store, piece.name, *piece.names, 1.0)
             for piece in kept
             if store is not None
         ),

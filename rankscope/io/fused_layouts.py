@@ -26,11 +26,11 @@ __all__ = [
 
 _TOWER = re.compile(r"(^|[._])(vision|visual|image|audio|speech)")
 _GATE_UP = re.compile(r"(?:^|[._])gate_up_proj$")
-# Every known model with these names keeps q, k and v one below the other.
+# The known models with these names keep q, k and v one below the other, but for timm's
+# convolutional ones, whose blocks lie in stages and keep each head's together.
 _STACKED = re.compile(
-    r"(?:^|\.)(c_attn|in_proj_weight|Wqkv|W_pack|to_qkv)$"
-    r"|(?:^|[._])self_(attn|attention)[._]qkv_proj$"
-    r"|(?:^|[._])\w*(attn|attention)[._]qkv$"
+    r"^(?!.*stages[._][0-9]+[._])(?:.*\.)?"
+    r"(?:c_attn|in_proj_weight|Wqkv|W_pack|to_qkv|(?:[a-z]*_)?(?:attn|attention)[._]qkv)$"
 )
 _CROSS = re.compile(r"(?:^|\.)crossattention\.c_attn$")
 # The rows of these, and of qkv_proj elsewhere, differ from family to family.
@@ -237,6 +237,7 @@ _FAMILIES: dict[str, tuple[str, Callable[[ModelConfig], Layout | None]]] = {
     ),
     **dict.fromkeys(("falcon", "RefinedWeb", "RefinedWebModel"), ("query_key_value", _falcon)),
     "chatglm": ("query_key_value", _chatglm),
+    "minimax": ("qkv_proj", _per_head),
     "gpt_bigcode": ("c_attn", _one_or_per_head),
     "codegen": ("qkv_proj", _codegen),
     "internlm2": ("wqkv", _per_kv_head),

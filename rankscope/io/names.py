@@ -36,9 +36,9 @@ _PATTERNS = (
           r"|\w*(attn|attention)(\.\w+)*\.(out_proj|proj|c_proj|dense)"),
     # A bare "gate" is a router of experts as often as a gate.
     ("gate", r"gate_proj|ffn_gate|w1|wi_0|gate_up_proj(\[\d+\])?\.gate"),
-    ("up", r"up|ffn_up|up_proj|w3|fc1|fc_1|lin1|c_fc|fc_in|wi|wi_1|intermediate\.dense"
+    ("up", r"up|ffn_up|up_proj|w3|fc1|fc_2|lin1|c_fc|fc_in|wi|wi_1|intermediate\.dense"
            r"|dense_h_to_4h|ff(_context)?\.net\.0\.proj"),
-    ("down", r"down|ffn_down|down_proj|w2|fc2|fc_2|lin2|fc_out|wo|mlp\.(c_proj|proj)|output\.dense"
+    ("down", r"down|ffn_down|down_proj|w2|fc2|lin2|fc_out|wo|mlp\.(c_proj|proj)|output\.dense"
              r"|dense_4h_to_h|ff(_context)?\.net\.2"),
     ("head", r"head|lm_head|output|score|classifier(\.\w+)*|embed_out|qa_outputs"),
     ("embed", r"embed|token_embd|embeddings?|\w*embed_tokens|\w*embed_positions|positions|wte|wpe"
@@ -56,13 +56,19 @@ def _flattened(names: str) -> str:
     return one_word.replace(r"\.", "_")
 
 
+# More digits count nothing that exists.
+_NUMBER = re.compile(r"[0-9]{1,9}")
+
 _FLAT_KINDS = [(kind, re.compile(rf"_(?:{_flattened(names)})$")) for kind, names in _PATTERNS]
 
 # What the slice of a fused projection, and of a head, is called behind the projection's name.
 _SLICE = re.compile(r"(\.(q|k|v|gate|up))?(\[head \d+\])?$")
-_EXPERT = re.compile(r"(?:^|[._])experts\.(\d+)\.|\[(\d+)\](?:\.\w+)?$")
+_EXPERT = re.compile(r"(?:^|[._])experts\.([0-9]{1,9})\.|\[([0-9]{1,9})\](?:\.\w+)?$")
 # Segments of paths that lead to one model of several.
-TOWER = re.compile(r"(vision|visual|text|audio|image|speech)(_|$)|(en|de)coder$|unet$")
+TOWER = re.compile(
+    r"(vision|visual|text|audio|image|speech)(_|$)|(en|de)coder$|unet$|transformer_[0-9]$"
+    r"|(controlnet|draft|critic|mtp|apm|vpm|tts|talker)$"
+)
 _WRAPPER = re.compile(r"\.(base_layer|original_module|token_adapter)(?=\.|$)")
 _CONV1D = re.compile(r"(.*\.)?(c_attn|c_proj|c_fc|q_attn)(\.weight)?$")
 
@@ -125,8 +131,8 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     >>> sorted(["h.10.q", "h.2.q"], key=natural_key)
     ['h.2.q', 'h.10.q']
     """
-    parts = re.split(r"(\d+)", name)
-    return tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts if p)
+    parts = re.split(r"([0-9]+)", name)
+    return tuple((0, int(p), "") if _NUMBER.fullmatch(p) else (1, 0, p) for p in parts if p)
 
 
 def bare_name(name: str) -> str:
@@ -164,7 +170,7 @@ def expert_of(module: str) -> tuple[str, int | None]:
     >>> expert_of("mlp.experts.down_proj[3]"), expert_of("mlp.down_proj")
     (('mlp.experts.down_proj', 3), ('mlp.down_proj', None))
     """
-    match = re.fullmatch(r"(.+)\[(\d+)\]", module)
+    match = re.fullmatch(r"(.+)\[([0-9]{1,9})\]", module)
     return (match[1], int(match[2])) if match else (module, None)
 
 

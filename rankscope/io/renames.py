@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from rankscope.io.diffusion_names import to_diffusers
+from rankscope.io.fused_layouts import canonical_slice
 from rankscope.io.names import FLAT_PREFIXES, bare_name
 
 __all__ = ["Spelling", "is_rotary", "spell"]
@@ -120,6 +121,7 @@ def _component(name: str) -> tuple[str, str]:
 
 def _renamed(path: str) -> tuple[str, str]:
     """Return whose names these are and the one spelling; nobody's where nothing changes."""
+    path = canonical_slice(path)
     scheme, new = to_diffusers(path)
     if not scheme:
         scheme, new = _hugging_face(path)

@@ -202,4 +202,4 @@ def _arch(store: TensorStore) -> str:
 
 
 def _number(value: object) -> int | None:
-    return int(value) if isinstance(value, int | str) and str(value).isdigit() else None
+    return int(str(value)) if re.fullmatch(r"[0-9]{1,9}", str(value)) else None

@@ -17,6 +17,8 @@ from rankscope.errors import AdapterError
 from rankscope.io.containers.aligned import Aligned
 from rankscope.io.matching import base_name
 from rankscope.io.recipes import Difference, Factors, Formula
+from rankscope.io.renames import spell
+from rankscope.io.rotary import HALVES
 from rankscope.io.write import write_adapter
 from rankscope.updates import FactoredUpdate
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from rankscope.io.recipes import Recipe
     from rankscope.io.updateset import Site, UpdateSet
 
-__all__ = ["joined", "kernel_of", "save_adapter"]
+__all__ = ["joined", "kernel_of", "save_adapter", "saved_name"]
 
 _KEPT = (torch.float16, torch.bfloat16, torch.float32)
 # What the source says of itself that holds for the copy too.
@@ -170,7 +172,7 @@ def _module(updates: UpdateSet, site: Site) -> _Module:
         up, down = down.T, up.T
     elif kernel:
         up, down = up.reshape(*up.shape, *(1 for _ in kernel[1:])), down.reshape(-1, *kernel)
-    return _Module(site.module, down, up, _number(scale * update.up.shape[1]), embedding)
+    return _Module(saved_name(site), down, up, _number(scale * update.up.shape[1]), embedding)
 
 
 def _number(value: float) -> float:
@@ -203,8 +205,23 @@ def kernel_of(updates: UpdateSet, site: Site) -> tuple[int, ...]:
     return shape[1:] if len(shape) > 2 else ()
 
 
+def saved_name(site: Site) -> str:
+    """Return the name that a module is saved under: one that says how its rows stand.
+
+    Rows that have been put into Hugging Face's order are not those of llama.cpp's or
+    torchtune's name any more.
+    """
+    return spell(site.module).path if site.row_order == HALVES else site.module
+
+
 def _check_name(updates: UpdateSet, site: Site) -> None:
     recipe = site.recipe
+    if site.row_order not in ("", HALVES):
+        raise _refused(
+            updates,
+            "rows in Hugging Face's order, which PEFT's readers take for granted",
+            f"{site.module}, in Meta's rotary order; a base that tells its heads puts it right",
+        )
     bare = isinstance(recipe, Difference) and not recipe.name.endswith(".weight")
     part = site.whole is not None or site.module.endswith(".in_proj_weight")
     if bare or part or "[" in site.module:

@@ -283,6 +283,8 @@ def _named_folder(opened: Opened) -> list[Path]:
     """Return the base's folder if the adapter names one and it is on this machine."""
     config = opened.config or {}
     named = config.get("base_model_name_or_path") or config.get("model")  # MLX says the latter
+    if isinstance(named, str) and named.startswith(("//", "\\\\")):
+        return []  # another machine's folder, which nobody asked to reach
     try:
         return [Path(named)] if isinstance(named, str) and Path(named).is_dir() else []
     except (OSError, ValueError):  # no name of a folder at all

@@ -302,4 +302,12 @@ class UpdateSet:
                 got="no base",
                 fix="pass base=… (on the command line --base)",
             )
+        if self.config.get("layer_replication") and self.base.label != self.source:
+            raise SourceError(
+                "the adapter counts its layers in a replicated stack, not in the base",
+                where=self.base.label,
+                expected="the weight of the base's layer that was replicated",
+                got=f"layer_replication {self.config['layer_replication']!r:.60}",
+                fix="give the live model, whose layers are replicated, or do without W",
+            )
         return BaseWeights(self.base, self.model).weight(site)

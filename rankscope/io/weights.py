@@ -136,11 +136,10 @@ class BaseWeights:
 
     def _turned(self, stored: str, have: tuple[int, ...], want: tuple[int | None, int]) -> bool:
         """Whether a base weight is (in, out), by the update's shape or, if square, by others'."""
-        if not _fits(have, want) or not _fits(have[::-1], want):
-            return _fits(have[::-1], want)
         shapes = self._shapes()
         told = stored_transposed if len(shapes[stored]) == 2 else experts_transposed
-        return len(shapes[stored]) in (2, 3) and bool(told(stored, shapes))
+        turned = len(shapes[stored]) in (2, 3) and bool(told(stored, shapes))
+        return turned if _fits(have, want) == _fits(have[::-1], want) else _fits(have[::-1], want)
 
     def _check_plain(self, stored: str, where: str) -> None:
         dtype = self.store.tensors[stored].dtype

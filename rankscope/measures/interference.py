@@ -11,7 +11,13 @@ from torch import Tensor
 
 from rankscope.updates import Update
 
-__all__ = ["cka", "contained_energy", "task_interference", "update_cosine"]
+__all__ = [
+    "cka",
+    "contained_energy",
+    "gram_interference",
+    "task_interference",
+    "update_cosine",
+]
 
 
 def update_cosine(one: Update, other: Update) -> float:
@@ -104,8 +110,22 @@ def task_interference(
     """
     u, v = (torch.cat([one.double() for one in side], dim=1) for side in (lefts, rights))
     s = torch.cat([one.double() for one in values])
-    eye = torch.eye(len(s), dtype=torch.float64, device=u.device)
-    return float((((u.T @ u - eye) * s) @ (v.T @ v - eye)).abs().sum())
+    return gram_interference(u.T @ u, s, v.T @ v)
+
+
+def gram_interference(
+    left: Float[Tensor, "K K"], s: Float[Tensor, " K"], right: Float[Tensor, "K K"]
+) -> float:
+    """Return `task_interference` from the Gram matrices of both sides' directions.
+
+    Examples
+    --------
+    >>> same = torch.ones(2, 2)  # one direction twice
+    >>> gram_interference(same, torch.tensor([2.0, 2.0]), same)
+    4.0
+    """
+    eye = torch.eye(len(s), dtype=torch.float64, device=s.device)
+    return float((((left.double() - eye) * s.double()) @ (right.double() - eye)).abs().sum())
 
 
 def _shares(s: Float[Tensor, " k"]) -> Float[Tensor, " k"]:

@@ -1,5 +1,17 @@
 """Pictures of tables: they read DataFrames and compute nothing but means."""
 
+from rankscope.plots.amplification import figure_amplification as figure_amplification
+from rankscope.plots.amplification import plot_alignment as plot_alignment
+from rankscope.plots.amplification import plot_amplification as plot_amplification
+from rankscope.plots.amplification import plot_profile as plot_profile
+from rankscope.plots.compare import figure_compare as figure_compare
+from rankscope.plots.compare import plot_compare as plot_compare
+from rankscope.plots.compare import plot_shared as plot_shared
+from rankscope.plots.drift import figure_drift as figure_drift
+from rankscope.plots.drift import plot_drift as plot_drift
+from rankscope.plots.intruders import figure_intruders as figure_intruders
+from rankscope.plots.intruders import plot_closeness as plot_closeness
+from rankscope.plots.intruders import plot_intruders as plot_intruders
 from rankscope.plots.panels import count_pages as count_pages
 from rankscope.plots.rank import figure_rank as figure_rank
 from rankscope.plots.rank import plot_rank as plot_rank

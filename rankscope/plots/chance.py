@@ -14,7 +14,7 @@ from matplotlib.markers import CARETRIGHT
 from rankscope.plots.style import SMALL
 
 LABEL = "φ(i, j)"
-_TICKS = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+_TICKS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 def colour_bar(
@@ -25,10 +25,12 @@ def colour_bar(
     *,
     inches: float = 2.0,
     shrink: float = 1.0,
+    label: str = LABEL,
+    ticks: Sequence[float] = _TICKS,
 ) -> Colorbar:
     """Draw one colour bar for `axes`, about `inches` tall, with each chance level on its left."""
     bar = figure.colorbar(
-        mesh, ax=list(axes), label=LABEL, ticks=_TICKS, shrink=shrink, aspect=inches / 0.12
+        mesh, ax=list(axes), label=label, ticks=list(ticks), shrink=shrink, aspect=inches / 0.12
     )
     bar.outline.set_visible(False)
     # Two lines of text and a little air, in units of φ.

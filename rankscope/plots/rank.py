@@ -11,10 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from rankscope.plots.places import draw_kind, label_places, layered, places
 from rankscope.plots.style import (
     DOUBLE,
-    KIND_COLORS,
-    KIND_MARKERS,
     SINGLE,
     SMALL,
     new_figure,
@@ -25,17 +24,13 @@ from rankscope.plots.tables import (
     as_floats,
     in_words,
     kinds_in_order,
-    layer_numbers,
     left_out,
-    one_line,
     require_columns,
-    ticks_from_one,
 )
 
 __all__ = ["figure_rank", "plot_rank"]
 
 MEASURES = ("effective_rank", "stable_rank", "participation_rank", "energy_rank_90")
-_NAMED = 12  # modules without layers whose names still fit under an axis
 
 
 def plot_rank(
@@ -140,39 +135,16 @@ def _draw_panels(table: pd.DataFrame, measures: Sequence[str], caption: str) -> 
 
 def _draw_measure(ax: Axes, table: pd.DataFrame, measure: str) -> list[str]:
     """Draw the values and the ceiling; return the kinds drawn."""
-    places = _places(table)
+    at = places(table)
     values = as_floats(table, [measure])[measure].to_numpy()
     shown = np.isfinite(values)
     kinds = kinds_in_order(table.loc[shown, "kind"])
     for kind in kinds:
         chosen = shown & (table["kind"] == kind).to_numpy()
-        _draw_kind(ax, kind, places[chosen], values[chosen], joined=_layered(table))
+        draw_kind(ax, kind, at[chosen], values[chosen], joined=layered(table))
     _mark_ceiling(ax, table["ceiling"].to_numpy(dtype=np.float64), values[shown])
-    _label_places(ax, table)
+    label_places(ax, table)
     return kinds
-
-
-def _draw_kind(
-    ax: Axes, kind: str, places: NDArray[np.float64], values: NDArray[np.float64], *, joined: bool
-) -> None:
-    color = KIND_COLORS.get(kind, KIND_COLORS["other"])
-    marker = KIND_MARKERS.get(kind, KIND_MARKERS["other"])
-    ax.plot(places, values, linestyle="none", marker=marker, color=color, label=kind)
-    if joined:
-        means = pd.Series(values).groupby(places).mean()
-        means = means[means.index == np.floor(means.index)]  # no line to those without a layer
-        ax.plot(means.index, means, color=color, alpha=0.6)
-
-
-def _layered(table: pd.DataFrame) -> bool:
-    return bool(table["layer"].notna().any())
-
-
-def _places(table: pd.DataFrame) -> NDArray[np.float64]:
-    if not _layered(table):
-        return np.arange(1, len(table) + 1, dtype=np.float64)
-    layers = layer_numbers(table)
-    return np.where(np.isfinite(layers), layers, np.nanmax(layers) + 1.5)
 
 
 def _mark_ceiling(ax: Axes, ceilings: NDArray[np.float64], values: NDArray[np.float64]) -> None:
@@ -208,24 +180,3 @@ def _mark_ceiling(ax: Axes, ceilings: NDArray[np.float64], values: NDArray[np.fl
             color="0.3",
         )
     ax.set_ylim(0, 1.15 * max(highest, near.max(initial=0.0)) or 1.0)
-
-
-def _label_places(ax: Axes, table: pd.DataFrame) -> None:
-    ax.set_xlabel("layer" if _layered(table) else "module")
-    if not _layered(table):
-        few = len(table) <= _NAMED
-        ticks = list(range(1, len(table) + 1)) if few else ticks_from_one(len(table))
-        ax.set_xticks(ticks)
-        if few:
-            names = [one_line(name.replace("\n", ""), 24) for name in table["module"]]
-            ax.set_xticklabels(names, rotation=30, ha="right", rotation_mode="anchor")
-        return
-    layers = layer_numbers(table)
-    first, last = int(np.nanmin(layers)), int(np.nanmax(layers))
-    step = next(step for step in (1, 2, 4, 5, 8, 10, 20, 50, 100) if (last - first) / step <= 10)
-    ticks = list(range(-(-first // step) * step, last + 1, step))
-    labels = [str(tick) for tick in ticks]
-    if np.isnan(layers).any():
-        ax.set_xticks([*ticks, last + 1.5], [*labels, "none"])
-    else:
-        ax.set_xticks(ticks, labels)

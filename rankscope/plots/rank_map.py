@@ -25,7 +25,7 @@ from rankscope.plots.tables import (
     require_columns,
 )
 
-__all__ = ["figure_rank_map", "plot_rank_map"]
+__all__ = ["draw_map", "figure_rank_map", "plot_rank_map"]
 
 # Shares of a whole: their scale is the whole, so that two figures can be compared.
 SHARES = ("unchanged_fraction", "noise_share", "top1_energy")
@@ -71,7 +71,7 @@ def plot_rank_map(
     """
     require_columns(table, "module", "layer", "kind", measure)
     ax = plt.gca() if ax is None else ax
-    mesh = _draw_map(ax, table, measure)
+    mesh = draw_map(ax, table, measure)
     ax.figure.colorbar(mesh, ax=ax, ticks=_ticks(measure), pad=0.02)
     return ax
 
@@ -119,7 +119,7 @@ def _draw_maps(table: pd.DataFrame, measures: Sequence[str], caption: str) -> Fi
     figure = new_figure(width, len(measures) * height + 0.25, caption)
     for index, measure in enumerate(measures):
         ax = figure.add_subplot(len(measures), 1, index + 1)
-        mesh = _draw_map(ax, table, measure)
+        mesh = draw_map(ax, table, measure)
         bar = figure.colorbar(mesh, ax=ax, ticks=_ticks(measure), pad=0.01, aspect=8)
         bar.outline.set_visible(False)
         if index + 1 < len(measures):
@@ -128,10 +128,11 @@ def _draw_maps(table: pd.DataFrame, measures: Sequence[str], caption: str) -> Fi
     return figure
 
 
-def _draw_map(ax: Axes, table: pd.DataFrame, measure: str) -> QuadMesh:
+def draw_map(ax: Axes, table: pd.DataFrame, measure: str, *, top: float = 0.0) -> QuadMesh:
+    """Draw a measure by kind and layer, from 0 to `top`, or to the largest value."""
     kinds, layers = kinds_in_order(table["kind"]), _columns(table)
     grid = _grid(table, measure, kinds, layers)
-    top = 1.0 if measure in SHARES else float(np.nanmax(grid, initial=0.0)) or 1.0
+    top = 1.0 if measure in SHARES else top or float(np.nanmax(grid, initial=0.0)) or 1.0
     mesh = ax.pcolormesh(
         np.arange(len(layers) + 1) - 0.5,
         np.arange(len(kinds) + 1) - 0.5,

@@ -19,10 +19,17 @@ __all__ = ["TableError", "require_columns", "short_names"]
 _SIMILARITY = "rankscope.similarity(a, b).table"
 _SPECTRUM = "rankscope.spectrum(updates).table"
 _RANK = "rankscope.rank(updates).table"
-_MAKERS = dict.fromkeys(("side", "dimension", "phi"), _SIMILARITY) | {
+_MAKERS = dict.fromkeys(("dimension", "phi"), _SIMILARITY) | {
     "singular_values": _SPECTRUM,
     "noise_edge": _SPECTRUM,
     "ceiling": _RANK,
+    **dict.fromkeys(
+        ("projection_update", "alignment_i", "alignment_left", "alignment_right", "profile_k"),
+        "rankscope.amplification(updates, base=…).table",
+    ),
+    "max_cosine": "rankscope.intruders(updates, base=…).table",
+    **dict.fromkeys(("a", "b"), "rankscope.compare(sources).table"),
+    "directions": "rankscope.compare(sources).shared",
 }
 
 
@@ -52,7 +59,7 @@ def require_columns(table: pd.DataFrame, *names: str) -> None:
     missing = [name for name in names if name not in table.columns]
     if not missing:
         return
-    maker = next((_MAKERS[name] for name in names if name in _MAKERS), _RANK)
+    maker = next((_MAKERS[name] for name in (*missing, *names) if name in _MAKERS), _RANK)
     raise TableError(
         "the table lacks columns that this figure needs",
         where=f"columns {', '.join(missing)}",
@@ -123,6 +130,38 @@ def short_names(names: Sequence[str], width: int) -> list[str]:
     if len(set(short)) == len(set(names)):
         return short
     return [f"{number}: {_middle(name, width - 6)}" for number, name in enumerate(names, 1)]
+
+
+def line_names(names: Sequence[str], width: int) -> list[str]:
+    """Return the names cut to `width` characters on one line, still all different.
+
+    What all share at the start and at the end goes first, then the middle.
+
+    Examples
+    --------
+    >>> line_names(["runs/r8-seed0/model", "runs/r64-seed0/model"], 8)
+    ['…r8…', '…r64…']
+    """
+    if all(len(name) <= width for name in names):
+        return list(names)
+    start = _shared_start(names)
+    end = _shared_start([name[start:][::-1] for name in names])
+    cut = [
+        f"{'…' * bool(start)}{name[start : len(name) - end]}{'…' * bool(end)}" for name in names
+    ]
+    short = [_middle(name, width) for name in cut]
+    if len(set(short)) == len(set(names)):
+        return short
+    return [f"{number}: {_middle(name, width - 4)}" for number, name in enumerate(names, 1)]
+
+
+def _shared_start(names: Sequence[str]) -> int:
+    """Return how many characters all names share at their start, up to a mark between words."""
+    if len(set(names)) < 2:
+        return 0
+    first, last = min(names), max(names)
+    same = list(itertools.takewhile(lambda n: first[n] == last[n], range(len(first))))
+    return max((n + 1 for n in same if first[n] in "./-_ "), default=0)
 
 
 def _shared_prefix(names: Sequence[str]) -> int:

@@ -25,6 +25,7 @@ __all__ = [
     "printable",
 ]
 
+_LONGEST_NAME = 1000
 # Dtypes of safetensors that torch packs or lacks.
 _PACKED_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 
@@ -135,14 +136,22 @@ def file_record(path: Path, digest: Any) -> dict[str, Any]:
 
 
 def check_names(names: Iterable[str], label: str) -> None:
-    """Refuse names that would command a terminal or reverse a line of text.
+    """Refuse names that would command a terminal, reverse a line of text, or take hours to read.
 
     Raises
     ------
     SourceError
-        If a name holds control or formatting characters.
+        If a name holds control or formatting characters, or is longer than any path.
     """
     for name in names:
+        if len(name) > _LONGEST_NAME:
+            raise SourceError(
+                "the name of a tensor is too long",
+                where=label,
+                expected=f"at most {_LONGEST_NAME} characters",
+                got=f"{len(name)}, which begin {printable(name[:60])!r}",
+                fix="do not trust this file; no training library writes such names",
+            )
         if not name.isprintable():
             raise SourceError(
                 "the name of a tensor holds control characters",
