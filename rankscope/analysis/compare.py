@@ -59,7 +59,7 @@ class CompareResult(Result):
         interference``: how common the most common directions of all sources are (1 in all),
         what chance seldom passes, how many directions lie above it, and how much the sources
         would interfere if they were added (`task_interference` per unit of their singular
-        values: 0 for orthogonal ones, 2 for two that are equal).
+        values: 0 for orthogonal ones, (N - 1)² for N that are equal).
     """
 
     schema: ClassVar[str] = "rankscope.compare/1"
