@@ -110,7 +110,7 @@ def test_the_same_source_twice(rng):
         assert 0 <= row.p < 1e-3
         assert 0 <= row.p_adjusted < 1e-3
     assert result.shared.directions.tolist() == [3, 3]
-    assert result.shared.interference.tolist() == pytest.approx([2, 2])
+    assert result.shared.interference.tolist() == pytest.approx([1, 1])
     for measure in DISTANCES:
         again = rs.compare(opened(up, down), opened(up, down), measures=[measure])
         assert again.matrix(measure).to_numpy() == pytest.approx(np.zeros((2, 2)), abs=1e-7)

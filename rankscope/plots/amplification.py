@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -219,7 +220,7 @@ def _draw_page(table: pd.DataFrame, rows: pd.DataFrame, caption: str) -> Figure:
         caption,
     ]
     figure = new_figure(DOUBLE, 4.6, " ".join(filter(None, said)))
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.0, 1.3))
+    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=(1.0, 1.3)))
     axes = top.subplots(1, len(chosen) + 1)
     for n, (ax, k) in enumerate(zip(axes, chosen, strict=False)):
         _draw_projections(ax, rows[rows["k"] == k])
@@ -358,7 +359,8 @@ def _alike(rows: pd.DataFrame, index: str, values: str) -> pd.DataFrame:
         ],
         index=some.index,
     )
-    return some[sizes == sizes.mode().iloc[0]]
+    usual: pd.DataFrame = some[sizes == sizes.mode().iloc[0]]
+    return usual
 
 
 def _color(kind: str) -> str:
@@ -375,5 +377,9 @@ def _keys(kinds: Sequence[str]) -> list[Line2D | Patch]:
 
 
 def _profile_keys() -> list[Line2D | Patch]:
-    styles = {"first k of W": "-", "last k of W": "--", "chance": ":"}
+    styles: dict[str, Literal["-", "--", ":"]] = {
+        "first k of W": "-",
+        "last k of W": "--",
+        "chance": ":",
+    }
     return [Line2D([], [], color="0.3", linestyle=s, label=name) for name, s in styles.items()]

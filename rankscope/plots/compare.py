@@ -154,9 +154,8 @@ def _draw_page(
     high = max(0.105 * number, 1.25) + 0.5
     below = 1.7
     figure = new_figure(DOUBLE, len(squares) * high + below, _caption(squares, measures[0]))
-    *upper, lower = figure.subfigures(
-        len(squares) + 1, 1, height_ratios=[high] * len(squares) + [below]
-    )
+    heights = [high] * len(squares) + [below]
+    *upper, lower = np.ravel(figure.subfigures(len(heights), 1, height_ratios=heights))
     for part, (side, tables) in zip(upper, squares.items(), strict=True):
         _draw_side(part, side, tables, chance.get(side, ()))
     axes = lower.subplots(1, len(squares), squeeze=False)[0]

@@ -125,9 +125,9 @@ def _summary(
     """Return the mean and the quartiles of each pair's modules; NaN where it has none."""
     values = as_floats(rows, [column])[column]
     groups = values.groupby([rows["a"], rows["b"]])
-    table = groups.agg(["mean", lambda x: x.quantile(0.25), lambda x: x.quantile(0.75)])
+    parts = [groups.mean(), groups.quantile(0.25), groups.quantile(0.75)]
     keys = [(names[min(pair)], names[max(pair)]) for pair in pairs]
-    found: NDArray[np.float64] = table.reindex(keys).to_numpy(dtype=np.float64).T
+    found: NDArray[np.float64] = pd.concat(parts, axis=1).reindex(keys).to_numpy(np.float64).T
     return found
 
 
