@@ -220,7 +220,7 @@ def _draw_page(table: pd.DataFrame, rows: pd.DataFrame, caption: str) -> Figure:
         caption,
     ]
     figure = new_figure(DOUBLE, 4.6, " ".join(filter(None, said)))
-    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=(1.0, 1.3)))
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.0, 1.3)).ravel()
     axes = top.subplots(1, len(chosen) + 1)
     for n, (ax, k) in enumerate(zip(axes, chosen, strict=False)):
         _draw_projections(ax, rows[rows["k"] == k])

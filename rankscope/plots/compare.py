@@ -155,7 +155,8 @@ def _draw_page(
     below = 1.7
     figure = new_figure(DOUBLE, len(squares) * high + below, _caption(squares, measures[0]))
     heights = [high] * len(squares) + [below]
-    *upper, lower = np.ravel(figure.subfigures(len(heights), 1, height_ratios=heights))
+    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)
+    *upper, lower = parts.ravel()
     for part, (side, tables) in zip(upper, squares.items(), strict=True):
         _draw_side(part, side, tables, chance.get(side, ()))
     axes = lower.subplots(1, len(squares), squeeze=False)[0]
