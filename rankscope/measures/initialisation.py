@@ -31,8 +31,8 @@ def init_residue(factor: Float[Tensor, "r n"]) -> float:
     99.75 % quantiles (Tracy–Widom [1]_ [2]_) of both ends. The share is k/r with the largest
     such k. The variance v is one of those that libraries start from: 1/(3n), Kaiming's uniform
     law with a = √5 (PEFT, loralib, kohya, MLX, torchtune, LitGPT); 1/r² (PEFT's gaussian,
-    diffusers); for a B that was drawn, 1 and 1/(3r). Scale is evidence: noise that an optimiser
-    has walked into every entry is random as well, and larger.
+    diffusers); 1 (the factor of an embedding that is drawn). Scale is evidence: the noise that
+    an optimiser walks into every entry is random as well, and larger.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def init_residue(factor: Float[Tensor, "r n"]) -> float:
     s = torch.linalg.svdvals(factor.double())
     if not r or r >= n or not s[0] > 0 or _orthonormal(s, n):
         return math.nan
-    variances = (1 / (3 * n), 1 / r**2, 1.0, 1 / (3 * r))
+    variances = (1 / (3 * n), 1 / r**2, 1.0)
     untouched = max(_untouched((s / math.sqrt(v)).tolist(), n) for v in variances)
     if not untouched and _random_of_another_scale(s, n):
         return math.nan
