@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rankscope.errors import OutputError, UpdateError
+from rankscope.errors import OutputError, UpdateError, printable
 from rankscope.io.write import check_empty, is_folder, replacing
 from rankscope.tables import as_latex, as_markdown, as_text, plain, short
 
@@ -134,6 +134,10 @@ class Result:
         """Return the printed table, all rows of it."""
         return as_text(self.shown())
 
+    def to_details(self) -> str:
+        """Return what is printed under the table on request; nothing for most results."""
+        return ""
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result; the suffix chooses the form.
 
@@ -178,15 +182,59 @@ class SimilarityResult(Result):
     random : DataFrame
         φ of two random subspaces of the same dimensions, drawn once per size: what chance
         looks like. Columns ``side dimension rank_a rank_b phi``.
+    verdicts : tuple of dict
+        In words what the rows say, for all modules of a side and kind: ``side kind modules
+        above_chance verdict``.
     """
 
     schema: ClassVar[str] = "rankscope.similarity/1"
-    hidden: ClassVar[tuple[str, ...]] = ("phi", "cosines", "layer", "ambiguous_a", "ambiguous_b")
+    hidden: ClassVar[tuple[str, ...]] = (
+        "phi",
+        "cosines",
+        "layer",
+        "ambiguous_a",
+        "ambiguous_b",
+        "floor_error",
+        "ceiling_error",
+        "shuffled",
+        "init_residue_a",
+        "init_residue_b",
+        "shared_init_suspected",
+        "verdict",
+    )
+    # Shown only where they were asked for.
+    asked: ClassVar[tuple[str, ...]] = (
+        "reference_rank",
+        "phi_reference",
+        "floor",
+        "ceiling",
+        "placed",
+        "shuffled_mean",
+        "shuffled_95",
+        "p_shuffled",
+    )
 
     names: tuple[str, str] = ("A", "B")
     unmatched_a: tuple[str, ...] = ()
     unmatched_b: tuple[str, ...] = ()
     random: pd.DataFrame = field(default_factory=pd.DataFrame)
+    verdicts: tuple[dict[str, Any], ...] = ()
+
+    def shown(self) -> pd.DataFrame:
+        """Return the printed columns; of references and other layers only where there are any."""
+        table = super().shown()
+        return table.drop(columns=[name for name in self.asked if table[name].isna().all()])
+
+    def to_details(self) -> str:
+        """Return the verdict of every module and side, then of every kind."""
+        rows = self.table
+        lines = [f"{row.module}, {row.side}: {row.verdict}" for row in rows.itertuples()]
+        lines += [f"all {one['kind']}, {one['side']}: {one['verdict']}" for one in self.verdicts]
+        if rows.floor.isna().all() and any(one["above_chance"] for one in self.verdicts):
+            lines.append(
+                "unrelated tasks on one base are above chance too: a floor tells how much"
+            )
+        return "\n".join(map(printable, lines))
 
     def grid(self, module: str, side: str = "right") -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return φ(i, j) of one module and side, (rank_a, rank_b), cell ``[i-1, j-1]``.
@@ -227,6 +275,7 @@ class SimilarityResult(Result):
             "names": list(self.names),
             "unmatched_a": list(self.unmatched_a),
             "unmatched_b": list(self.unmatched_b),
+            "verdicts": list(self.verdicts),
             "random": self.random.to_dict(orient="records"),
         }
 

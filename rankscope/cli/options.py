@@ -201,7 +201,12 @@ def _outputs(help_: str) -> Callable[[F], F]:
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
         click.option("-o", "--output", "outputs", multiple=True, metavar="FILE", help=help_),
         click.option("-q", "--quiet", is_flag=True, help="Print no table and no progress."),
-        click.option("-v", "--verbose", is_flag=True, help="Print every note."),
+        click.option(
+            "-v",
+            "--verbose",
+            is_flag=True,
+            help="Print every note, and of similarity the verdicts.",
+        ),
         debug_option,
     )
 

@@ -62,6 +62,8 @@ def deliver(
         click.echo(json.dumps(result.to_dict(), allow_nan=False))
     elif not quiet:
         click.echo(result.to_text())
+        if verbose and (details := result.to_details()):
+            click.echo(f"\n{details}")
     if not quiet:
         _print_notes(result, verbose)
     for failure in result.failures:

@@ -38,6 +38,27 @@ from rankscope.errors import SourceError
 )
 @click.option("--max-i", type=click.IntRange(1), help="Most directions of A (dense: 64).")
 @click.option("--max-j", type=click.IntRange(1), help="Most directions of B (dense: 64).")
+@click.option(
+    "--measure",
+    "measures",
+    metavar="NAMES",
+    default="phi",
+    show_default=True,
+    help="Further columns, such as phi,geodesic,cka.",
+)
+@click.option(
+    "--floor",
+    multiple=True,
+    metavar="SOURCE",
+    help="An unrelated run on the same base: what A shares with anything; repeatable.",
+)
+@click.option(
+    "--ceiling",
+    multiple=True,
+    metavar="SOURCE",
+    help="Another seed of A's run: the most to expect; repeatable.",
+)
+@click.option("--shuffle", is_flag=True, help="Compare A with other layers of B as well.")
 @base_options
 @selection_options
 @seed_option
@@ -47,6 +68,9 @@ from rankscope.errors import SourceError
 def command(
     a: str,
     b: str,
+    measures: str,
+    floor: tuple[str, ...],
+    ceiling: tuple[str, ...],
     base: str | None,
     alpha: float | None,
     selection: Selection,
@@ -60,7 +84,8 @@ def command(
     """Compare the directions of A and B in every module that both update.
 
     Prints φ(1,1) and φ of all directions, with the chance level, z and p beside them; figures
-    show the whole φ(i, j) grids. --base serves whichever of A and B is a full checkpoint.
+    show the whole φ(i, j) grids. --base serves whichever of the sources is a full checkpoint.
+    -v adds the verdicts: what chance, the floor and the factors' random start do not explain.
 
     Example: rankscope similarity data/sql-r8-seed0 data/sql-r64-seed0 -o figures/similarity.svg
     """  # fmt: skip
@@ -68,8 +93,17 @@ def command(
     engine.begin()
     from rankscope.analysis.similarity import similarity_study
 
-    one, two = (selection.open(source, base, alpha) for source in (a, b))
-    study = similarity_study(one, two, **options)
+    one, two, *others = (
+        selection.open(source, base, alpha) for source in (a, b, *floor, *ceiling)
+    )
+    study = similarity_study(
+        one,
+        two,
+        measures=[name.strip() for name in measures.split(",")],
+        floor=others[: len(floor)],
+        ceiling=others[len(floor) :],
+        **options,
+    )
     left_over = study.about["unmatched_a"] + study.about["unmatched_b"]
     if selection.strict and left_over:
         raise SourceError(
