@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rankscope.analysis.engine import Row
-from rankscope.analysis.stacks import Stack, cells
+from rankscope.analysis.stacks import Stack, pair_rows
 from rankscope.errors import UpdateError
 from rankscope.linalg.chance import expected_overlap, overlap_p_value, overlap_sd
 from rankscope.linalg.edges import cosine_edge
@@ -108,8 +108,9 @@ def measure_columns(side: Side, a: Measured, b: Measured, measures: tuple[str, .
         return {}
     stack = Stack(["a", "b"], [a.update, b.update], [a.spectrum, b.spectrum], side)
     cosine = update_cosine(a.update, b.update) if "cosine" in measures else math.nan
-    columns = cells(stack, torch.full((2, 2), cosine, dtype=torch.float64), measures)
-    return {name: value(0, 1) for name, value in columns.items()}
+    cosines = torch.full((2, 2), cosine, dtype=torch.float64)
+    (row,) = pair_rows(stack, cosines, measures)
+    return {name: value for name, value in row.items() if name not in ("side", "a", "b")}
 
 
 def _of_factors(update: Update, limit: int | None) -> dict[Side, Spectrum]:
