@@ -11,9 +11,13 @@ import torch
 
 from rankscope.errors import RankscopeError, UpdateError
 
-__all__ = ["Outcome", "Row", "Task", "lost", "perform"]
+__all__ = ["Outcome", "Row", "Task", "WorkerLostError", "lost", "perform"]
 
 Row = dict[str, Any]
+
+
+class WorkerLostError(UpdateError):
+    """The process that worked on a module has died."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def perform(task: Task, threads: int) -> Outcome:
 
 def lost(task: Task, got: str) -> Outcome:
     """Return the outcome of a task whose worker died with it."""
-    error = UpdateError(
+    error = WorkerLostError(
         "the process that measured this module died, twice",
         where=task.item,
         expected="a result",
