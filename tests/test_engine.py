@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,6 +65,16 @@ class TestFailures:
         assert len(result.table) == 4
         assert [failure["module"] for failure in result.failures] == ["bad", "odd"]
         assert "ZeroDivisionError: by zero" in result.failures[1]["got"]
+
+    @pytest.mark.parametrize(
+        ("error", "fix"), [(torch.OutOfMemoryError, "--device cpu"), (MemoryError, "--memory")]
+    )
+    def test_memory_that_is_full_is_named(self, error, fix):
+        result = run(study([*squares(2), Task("big", work.fill, (error,), memory=9 * 10**9)]), {})
+        [failure] = result.failures
+        assert "not enough memory" in failure["what"]
+        assert fix in failure["fix"]
+        assert failure["expected"] == "about 9.0 GB"
 
     def test_all_failures_are_the_first_one(self):
         with pytest.raises(UpdateError, match="no"):
@@ -369,3 +380,36 @@ def test_an_interrupt_ends_the_run_and_keeps_the_journal(tmp_path, jobs):
     out, _ = process.communicate(timeout=60)
     assert out.splitlines() == ["ready", "interrupted"]
     assert len(read(path)[1]) == 3
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_killed_command_goes_on_where_it_was(tmp_path, jobs):
+    if not os.path.exists("/proc/self/task"):  # noqa: PTH110
+        pytest.skip("no /proc to find processes in")
+    script, marker = tmp_path / "script.py", tmp_path / "marker"
+    how = {"jobs": jobs, "threads": 1, "journal": str(tmp_path / "j")}
+    script.write_text(INTERRUPTED.format(path=sys.path, marker=str(marker), how=how))
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.DEVNULL)
+    path = tmp_path / "j" / "journal-1-of-1.jsonl"
+    until = time.monotonic() + 120
+    while not (path.exists() and path.read_bytes().count(b"\n") == 4):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.wait(60)
+    until = time.monotonic() + 60
+    while any(_alive(child) for child in children):  # they end with their parent
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    marker.touch()
+    tasks = [*squares(3), Task("slow", work.wait_for, (str(marker),))]
+    resumed = run(study(tasks), {**how, "jobs": 1, "resume": True})
+    assert content(resumed) == content(run(study(tasks), {"threads": 1}))
+
+
+def _alive(process):
+    try:
+        return ") Z " not in Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False

@@ -232,8 +232,8 @@ def _task(name: str, updates: UpdateSet, options: _Options) -> Task:
         name,
         _rows,
         (one, options),
-        work=20.0 * rows * columns * min(rows, columns),
-        memory=8 * 5 * rows * columns,
+        work=35.0 * rows * columns * min(rows, columns),
+        memory=8 * 10 * rows * columns,
         size=4 * rows * columns,
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from rankscope.analysis.costs import cost
 from rankscope.analysis.devices import resolve_device
 from rankscope.analysis.engine import How, Row, Study, Task, run
 from rankscope.analysis.selection import opened
@@ -280,16 +281,7 @@ def _left_out(sets: Mapping[str, UpdateSet], modules: Sequence[str]) -> Iterator
 def _task(module: str, sets: Mapping[str, UpdateSet], options: _Options) -> Task:
     mine = {name: one.only(module) for name, one in sets.items() if module in one}
     sites = [one.site(module) for one in mine.values()]
-    rows, columns = sites[0].shape
-    ranks = [site.rank or min(site.shape) for site in sites]
-    return Task(
-        module,
-        _rows,
-        (mine, options),
-        work=float(sum(4 * r * r * (rows + columns) + 20 * r**3 for r in ranks)),
-        memory=8 * 3 * sum((rows + columns) * r for r in ranks),
-        size=4 * sum((rows + columns) * r for r in ranks),
-    )
+    return Task(module, _rows, (mine, options), **cost(*sites))
 
 
 def _rows(module: str, sets: Mapping[str, UpdateSet], options: _Options) -> Iterator[Row]:

@@ -177,8 +177,8 @@ def _task(name: str, updates: UpdateSet, options: _Options) -> Task:
         name,
         _rows,
         (one, options),
-        work=25.0 * rows * columns * min(rows, columns),
-        memory=8 * 6 * rows * columns,
+        work=35.0 * rows * columns * min(rows, columns),
+        memory=8 * 7 * rows * columns,
         size=4 * rows * columns,
     )
 

@@ -244,15 +244,12 @@ def _tasks(a: UpdateSet, b: UpdateSet, pairing: Pairing, options: _Options) -> l
     for name, other in pairing.partners.items():
         one, two = a.only(name), b.only(other)
         mine = _input_side(options) if name in pairing.reordered else options
-        costs = [cost(part.sites[0]) for part in (one, two)]
         tasks.append(
             Task(
                 name,
                 _rows,
                 (other, one, two, mine),
-                work=sum(part["work"] for part in costs),
-                memory=sum(part["memory"] for part in costs),
-                size=sum(part["size"] for part in costs),
+                **cost(one.sites[0], two.sites[0]),
             )
         )
     return tasks

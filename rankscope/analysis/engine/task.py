@@ -69,8 +69,12 @@ def perform(task: Task, threads: int) -> Outcome:
         rows = tuple(task.function(task.item, *task.arguments))
     except RankscopeError as told:
         error = told
+    except torch.OutOfMemoryError as told:
+        error = _out_of_memory(task, str(told), "use --device cpu for this module (--include)")
     except MemoryError:
-        error = _out_of_memory(task)
+        error = _out_of_memory(
+            task, "an allocation that failed", "use fewer --jobs, or give a --memory limit"
+        )
     except Exception as unexpected:  # one module must not cost the others
         error = _unexpected(task, unexpected)
         error.__cause__ = unexpected  # for --debug
@@ -89,13 +93,13 @@ def lost(task: Task, got: str) -> Outcome:
     return Outcome(task.item, error=error)
 
 
-def _out_of_memory(task: Task) -> RankscopeError:
+def _out_of_memory(task: Task, got: str, fix: str) -> RankscopeError:
     return UpdateError(
         "there is not enough memory for this module",
         where=task.item,
         expected=f"about {task.memory / 1e9:.1f} GB" if task.memory else "enough memory",
-        got="an allocation that failed",
-        fix="use fewer --jobs, or give a --memory limit",
+        got=" ".join(got.split())[:200],
+        fix=fix,
     )
 
 
