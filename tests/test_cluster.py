@@ -4,15 +4,17 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import work
+from commands import COMMANDS, ONE, arguments_of, ask, with_files, write_sources
 from work import squares, study
 
-from rankscope.analysis.engine import Task, run
-from rankscope.errors import SourceError
+from rankscope.analysis.engine import Task, cluster, run
+from rankscope.errors import SourceError, UpdateError
 
 pytest.importorskip("distributed")
 pytestmark = [
@@ -55,6 +57,11 @@ def scheduler(tmp_path_factory):
         process.wait(30)
 
 
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    return write_sources(tmp_path_factory.mktemp("sources"))
+
+
 def _wait_for_workers(address, count):
     from distributed import Client
 
@@ -90,6 +97,33 @@ def test_an_item_that_kills_its_worker_is_reported(scheduler, tmp_path):
     assert len(result.table) == 47
     assert [failure["module"] for failure in result.failures] == ["killer"]
     assert "KilledWorker" in result.failures[0]["got"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_gives_the_same_bytes(scheduler, command, sources, tmp_path):
+    arguments = arguments_of(command, sources)
+    expected = with_files(tmp_path / "here", *arguments, *ONE)
+    assert with_files(tmp_path / "there", *arguments, "--scheduler", scheduler) == expected
+
+
+def test_a_module_that_kills_its_worker_is_exit_3(scheduler, sources, monkeypatch):
+    monkeypatch.setattr("rankscope.analysis.rank.rank_study", work.with_a_killer)
+    arguments = (*arguments_of("rank-adapter", sources), "--json", "--scheduler", scheduler)
+    result = ask(*arguments, code=3)
+    assert len(json.loads(result.stdout)["rows"]) == 3
+    assert "Error: layers.0.v_proj: the process that measured" in result.stderr
+
+
+def test_what_cannot_travel(scheduler):
+    tasks = [Task("a", work.square, (threading.Lock(),))]
+    with pytest.raises(UpdateError, match="other process"):
+        run(study(tasks), {"scheduler": str(scheduler)})
+
+
+def test_other_versions_are_refused(scheduler, monkeypatch):
+    monkeypatch.setattr(cluster, "_PACKAGES", ("rankscope", "numpy"))
+    with pytest.raises(SourceError, match="other versions"):
+        run(study(squares()), {"scheduler": str(scheduler)})
 
 
 def test_a_file_that_workers_do_not_see(scheduler, tmp_path, monkeypatch):

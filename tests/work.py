@@ -3,12 +3,14 @@
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from rankscope.analysis.engine import Study, Task
+from rankscope.analysis.rank import rank_study
 from rankscope.errors import UpdateError
 from rankscope.results import Result
 
@@ -31,6 +33,10 @@ def refuse(item):
 
 def stumble(item):
     raise ZeroDivisionError("by zero")
+
+
+def fill(item, error):
+    raise error("CUDA out of memory.\n  Tried to allocate 9 GiB")
 
 
 def die_once(item, marker):
@@ -69,3 +75,11 @@ def squares(count=12):
 
 def process_of(item):
     return [{"module": item, "value": os.getpid()}]
+
+
+def with_a_killer(*arguments, **options):
+    """Return the study of `rank` whose second module kills the process that measures it."""
+    true = rank_study(*arguments, **options)
+    tasks = list(true.tasks)
+    tasks[1] = replace(tasks[1], function=die, arguments=())
+    return replace(true, tasks=tasks)

@@ -317,15 +317,9 @@ def _missing_notes(found: Aligned) -> Iterator[str]:
 
 def _task(module: str, found: Aligned, options: _Options) -> Task:
     mine = {name: found.sets[name].only(own) for name, own in found.modules[module].items()}
-    costs = [cost(one.sites[0]) for one in mine.values()]
-    return Task(
-        module,
-        _rows,
-        (mine, frozenset(found.reordered.get(module, ())), options),
-        work=sum(part["work"] for part in costs),
-        memory=sum(part["memory"] for part in costs),
-        size=sum(part["size"] for part in costs),
-    )
+    reordered = frozenset(found.reordered.get(module, ()))
+    sites = [one.sites[0] for one in mine.values()]
+    return Task(module, _rows, (mine, reordered, options), **cost(*sites))
 
 
 def _rows(

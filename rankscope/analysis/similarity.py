@@ -271,15 +271,13 @@ def _tasks(
         mine = _input_side(options) if name in pairing.reordered else options
         read = [one, two, *(reference.updates for reference in beside[name])]
         sites = [site for part in read for site in part.sites]
-        costs = [cost(site) for site in (*sites, *(others.updates.sites if others else ()))]
+        sites += others.updates.sites if others else ()
         tasks.append(
             Task(
                 name,
                 _rows,
                 (other, one, two, mine, beside[name], others),
-                work=sum(part["work"] for part in costs),
-                memory=sum(part["memory"] for part in costs),
-                size=sum(part["size"] for part in costs),
+                **cost(*sites),
             )
         )
     return tasks

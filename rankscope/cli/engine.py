@@ -55,8 +55,6 @@ class Engine:
         """Do a study, or say what doing it would take."""
         from rankscope.analysis.engine import planned, run
 
-        if self.dry_run:
-            return planned(study.tasks, dict(study.about["provenance"]), self.jobs or 1)
         how: How = {
             "threads": self.threads,
             "scheduler": self.scheduler,
@@ -68,6 +66,8 @@ class Engine:
         }
         if self.jobs is not None:
             how["jobs"] = self.jobs
+        if self.dry_run:
+            return planned(study, how)
         if self.executor is None:
             return run(study, how)
         with _imported(self.executor) as executor:

@@ -7,6 +7,7 @@ that after a crash all but the last is whole, and that one is cut off.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import time
@@ -20,10 +21,11 @@ from rankscope.analysis.engine.codec import decode, encode
 from rankscope.analysis.engine.task import Outcome
 from rankscope.errors import OutputError, RankscopeError, SourceError, os_reason
 
-__all__ = ["Head", "Journal", "Shard", "read", "run_key"]
+__all__ = ["Head", "Journal", "Shard", "known", "read", "run_key"]
 
 SCHEMA = "rankscope.journal/1"
 _SYNC_SECONDS = 1.0
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
 
 
 @dataclass(frozen=True)
@@ -90,22 +92,19 @@ class Journal:
         folder cannot be written.
     """
 
-    def __init__(self, folder: Path, head: Head, *, resume: bool) -> None:
+    def __init__(self, folder: Path, head: Head, resume: bool) -> None:
         self.path = folder / head.shard.file
-        self.done: dict[str, Outcome] = {}
-        whole = self._known(head, resume=resume)
+        self.done, whole = known(self.path, head, resume=resume)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            self._lock()
-            os.ftruncate(self._file, whole)
-            self._synced = 0.0
-            if not whole:
-                self._write(head.line())
-        except OutputError:
-            raise
+            self._file = os.open(self.path, _APPEND, 0o644)
         except OSError as error:
             raise self._unwritable(error) from error
+        try:
+            self._begin(head, whole)
+        except BaseException:
+            os.close(self._file)
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -122,38 +121,19 @@ class Journal:
     def append(self, outcome: Outcome) -> Outcome:
         """Write an outcome down, and return it as it will be read again."""
         line = encode(_content(outcome))
-        try:
-            self._write(line)
-        except OSError as error:
-            raise self._unwritable(error) from error
+        self._write(line)
         return _outcome(decode(line))
 
-    def _known(self, head: Head, *, resume: bool) -> int:
-        """Read what was done before; return how many bytes of it are whole."""
-        if not self.path.exists() or not self.path.stat().st_size:
-            return 0
-        if not resume:
-            raise OutputError(
-                "there is a journal already",
-                where=str(self.path),
-                expected="an empty folder, or --resume",
-                got=f"{self.path.stat().st_size} bytes",
-                fix="go on with it: --resume; or name another folder, or delete this one",
-            )
-        if b"\n" not in self.path.read_bytes():
-            return 0  # a crash has cut the first line
-        found, outcomes, whole = read(self.path)
-        if (found.key, found.items) != (head.key, head.items):
-            raise OutputError(
-                "the journal is of another run",
-                where=str(self.path),
-                expected="the same command, options, version and content of the inputs",
-                got=_difference(found, head),
-                fix="resume it with what it was begun with, or name another folder",
-            )
-        # What failed is tried again: the reason may be gone.
-        self.done = {o.item: o for o in outcomes if o.error is None}
-        return whole
+    def _begin(self, head: Head, whole: int) -> None:
+        """Lock the file, and cut off what a crash has left behind the last whole line."""
+        self._lock()
+        self._synced = 0.0
+        try:
+            os.ftruncate(self._file, whole)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        if not whole:
+            self._write(head.line())
 
     def _lock(self) -> None:
         try:
@@ -173,11 +153,14 @@ class Journal:
 
     def _write(self, line: str) -> None:
         content = line.encode() + b"\n"
-        if os.write(self._file, content) < len(content):
-            raise OSError(28, "No space left on device")
-        if time.monotonic() - self._synced > _SYNC_SECONDS:
-            os.fsync(self._file)
-            self._synced = time.monotonic()
+        try:
+            if os.write(self._file, content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if time.monotonic() - self._synced > _SYNC_SECONDS:
+                os.fsync(self._file)
+                self._synced = time.monotonic()
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> OutputError:
         return OutputError(
@@ -187,6 +170,41 @@ class Journal:
             got=os_reason(error),
             fix="make room or name another folder; what is in the journal is kept for --resume",
         )
+
+
+def known(path: Path, head: Head, *, resume: bool) -> tuple[dict[str, Outcome], int]:
+    """Return what a journal that may be there has of a run, and how many of its bytes are whole.
+
+    Raises
+    ------
+    OutputError
+        If it is not to be resumed, or of another run.
+    SourceError
+        If it is damaged.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return {}, 0
+    if not resume:
+        raise OutputError(
+            "there is a journal already",
+            where=str(path),
+            expected="an empty folder, or --resume",
+            got=f"{path.stat().st_size} bytes",
+            fix="go on with it: --resume; or name another folder, or delete this one",
+        )
+    if b"\n" not in path.read_bytes():
+        return {}, 0  # a crash has cut the first line
+    found, outcomes, whole = read(path)
+    if (found.key, found.items) != (head.key, head.items):
+        raise OutputError(
+            "the journal is of another run",
+            where=str(path),
+            expected="the same command, options, threads, versions and content of the inputs",
+            got=_difference(found, head),
+            fix="resume it with what it was begun with, or name another folder",
+        )
+    # What failed is tried again: the reason may be gone.
+    return {one.item: one for one in outcomes if one.error is None}, whole
 
 
 def read(path: Path) -> tuple[Head, list[Outcome], int]:
@@ -220,8 +238,11 @@ def run_key(command: str, options: Mapping[str, Any], inputs: Iterable[Mapping[s
 
 
 def _hash(record: Mapping[str, Any]) -> str:
-    path = record.get("path")
-    if path is None:
+    # The hub's commit names one content for ever, whether it says that content's hash or not.
+    for known_by in ("content_sha256", "commit"):
+        if record.get(known_by) is not None:
+            return f"{record.get('address', '')} {record[known_by]}".strip()
+    if record["path"] is None:
         raise SourceError(
             "a journal cannot tell what is in memory",
             where="--journal",
@@ -229,10 +250,7 @@ def _hash(record: Mapping[str, Any]) -> str:
             got="a state dict or a module",
             fix="save it and name the file, or leave the journal out",
         )
-    known = record.get("content_sha256")
-    if known is not None:
-        return str(known)
-    with Path(path).open("rb") as file:
+    with Path(record["path"]).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -266,7 +284,19 @@ def _difference(found: Head, head: Head) -> str:
         return f"a run of {found.command}"
     if found.items != head.items:
         return f"{len(found.items)} items against {len(head.items)} now, or others"
-    return "other options, another version, or inputs whose content has changed"
+    then, now = (one.about["provenance"] for one in (found, head))
+    for name in ("options", "threads", "versions", "device"):
+        if then.get(name) != now.get(name):
+            return f"{name} {_changed(then.get(name), now.get(name))}"
+    return "inputs whose content has changed"
+
+
+def _changed(then: Any, now: Any) -> str:
+    """Say what was and what is, of two dicts only where they differ."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        names = [n for n in {**then, **now} if then.get(n) != now.get(n)]
+        return ", ".join(f"{n}: {_changed(then.get(n), now.get(n))}" for n in names)
+    return f"{str(then)[:60]} then, {str(now)[:60]} now"
 
 
 def _damaged(path: Path, got: str) -> SourceError:

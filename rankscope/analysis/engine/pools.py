@@ -14,6 +14,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
+    CancelledError,
     Executor,
     Future,
     ProcessPoolExecutor,
@@ -23,8 +24,10 @@ from concurrent.futures import (
 from contextlib import contextmanager
 from queue import SimpleQueue
 
-from rankscope.analysis.engine.task import Outcome, Task, lost, perform
-from rankscope.errors import UpdateError
+import torch
+
+from rankscope.analysis.engine.task import Outcome, Task, WorkerLostError, lost, perform
+from rankscope.errors import SourceError, UpdateError
 
 __all__ = ["Outcomes", "in_process", "in_processes", "on_executor"]
 
@@ -39,10 +42,12 @@ def in_process(tasks: Sequence[Task], threads: int) -> Outcomes:
     stopped = threading.Event()
 
     def work() -> None:
+        before = torch.get_num_threads()
         for task in tasks:
             if stopped.is_set():
-                return
+                break
             done.put(perform(task, threads))
+        torch.set_num_threads(before)
 
     threading.Thread(target=work, name="rankscope", daemon=True).start()
     try:
@@ -70,19 +75,64 @@ def in_processes(tasks: Iterable[Task], jobs: int, threads: int, memory: int | N
 
 
 def on_executor(tasks: Iterable[Task], executor: Executor, threads: int) -> Outcomes:
-    """Do the tasks on an executor of the caller's, which answers for its own workers."""
-    flying = {executor.submit(perform, task, threads): task for task in tasks}
+    """Do the tasks on an executor of the caller's, which starts dead workers again itself.
+
+    What was lost with a worker may have done nothing but wait beside the task that killed it:
+    it is done again alone, and given up when it is lost once more.
+    """
+    suspects: list[Task] = []
+    for task, outcome in _on_executor(tasks, executor, threads):
+        if outcome.error is None or not isinstance(outcome.error, WorkerLostError):
+            yield outcome
+        else:
+            suspects.append(task)
+    for suspect in suspects:
+        yield from (outcome for _, outcome in _on_executor([suspect], executor, threads))
+
+
+def _on_executor(
+    tasks: Iterable[Task], executor: Executor, threads: int
+) -> Generator[tuple[Task, Outcome], None, None]:
+    flying: dict[Future[Outcome], Task] = {}
     try:
+        for task in tasks:
+            flying[_submitted(executor, task, threads)] = task
         for future in as_completed(flying):
-            error = future.exception()
-            if error is None:
-                yield future.result()
-            else:
-                text = " ".join(str(error).split())[:200]
-                yield lost(flying[future], f"{type(error).__name__}: {text}")
+            yield flying[future], _landed(future, flying[future])
     finally:
         for future in flying:
             future.cancel()
+
+
+def _submitted(executor: Executor, task: Task, threads: int) -> Future[Outcome]:
+    try:
+        return executor.submit(perform, task, threads)
+    except BrokenExecutor as error:
+        future: Future[Outcome] = Future()
+        future.set_exception(error)
+        return future
+    except Exception as error:  # whatever its pickling raises
+        raise _stuck(task, error) from error
+
+
+def _landed(future: Future[Outcome], task: Task) -> Outcome:
+    """Return the outcome of a task that has ended, or of the loss of its worker."""
+    try:
+        return future.result()
+    except CancelledError as error:
+        raise SourceError(
+            "the executor has dropped the work",
+            where=task.item,
+            expected="a result",
+            got="a task that was cancelled: the scheduler or the executor has ended",
+            fix="start it again; with --journal and --resume what is done is kept",
+        ) from error
+    except Exception as error:
+        # dask's KilledWorker is known by name: distributed need not be installed.
+        if isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker":
+            text = " ".join(str(error).split())[:200]
+            return lost(task, f"{type(error).__name__}: {text}")
+        raise _stuck(task, error) from error
 
 
 def _until_broken(
@@ -91,6 +141,7 @@ def _until_broken(
     """Yield outcomes until all is done or a process dies; return what was under way then."""
     flying: dict[Future[Outcome], Task] = {}
     with _processes(jobs, threads) as pool:
+        _check_alive(pool)
         while pending or flying:
             broken = not _submit(pool, pending, flying, jobs, threads, memory)
             done, _ = wait(flying, return_when=FIRST_COMPLETED)
@@ -106,6 +157,19 @@ def _until_broken(
             if broken:
                 break
     return list(flying.values())
+
+
+def _check_alive(pool: Executor) -> None:
+    try:
+        pool.submit(os.getpid).result()
+    except BrokenExecutor as error:
+        raise UpdateError(
+            "no other process can be started",
+            where="--jobs",
+            expected="Python processes that can import this program",
+            got=" ".join(str(error).split())[:200],
+            fix='in a script, put the call under if __name__ == "__main__":; or use one job',
+        ) from error
 
 
 def _submit(

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
 
 from rankscope.analysis.engine.cluster import cluster
-from rankscope.analysis.engine.journal import Head, Journal, Shard, run_key
+from rankscope.analysis.engine.journal import Head, Journal, Shard, known, run_key
+from rankscope.analysis.engine.memory import room_for
 from rankscope.analysis.engine.pools import Outcomes, in_process, in_processes, on_executor
 from rankscope.analysis.engine.progress import shown
 from rankscope.analysis.engine.task import Outcome, Row, Task
 from rankscope.errors import UpdateError
 from rankscope.results import Result
 
-__all__ = ["Finish", "How", "Study", "finished", "run", "threads_of"]
+__all__ = ["Finish", "How", "Study", "finished", "remaining", "run", "threads_of"]
 
 Finish = Callable[[list[Row], list[dict[str, Any]], Mapping[str, Any]], Result]
 
@@ -46,7 +47,8 @@ class How(TypedDict, total=False):
     shard : (int, int)
         Which of so many equal parts is done, counted from 1.
     memory : int
-        Bytes that all processes together may hold; tasks wait for room.
+        Bytes that this process and the others may hold together, the pages of files apart;
+        where they do not suffice for all jobs, fewer are used.
     progress : bool
         Show a bar on a terminal.
     """
@@ -89,7 +91,13 @@ class Study:
     def inputs(self) -> list[dict[str, Any]]:
         """A record of every file that decides a number, each once."""
         groups = self.about["provenance"]["inputs"].values()
-        return list({one["path"]: one for group in groups for one in group}.values())
+        records = [one for group in groups for one in group]
+        return [one for n, one in enumerate(records) if one not in records[:n]]
+
+    def as_run(self, how: How) -> Study:
+        """Return this study with the threads that each item gets in its provenance."""
+        provenance = {**self.about["provenance"], "threads": threads_of(how)}
+        return replace(self, about={**self.about, "provenance": provenance})
 
 
 def run(study: Study, how: How) -> Result:
@@ -100,22 +108,33 @@ def run(study: Study, how: How) -> Result:
     RankscopeError
         The first error, if no item at all could be measured; or if the run cannot be set up.
     """
-    threads = threads_of(how)
-    shard = Shard(*(how.get("shard") or (1, 1)))
-    tasks = _dealt(study.tasks, shard)
+    study, threads = study.as_run(how), threads_of(how)
+    tasks = _dealt(study, how)
     with ExitStack() as stack:
-        journal = _journal(study, how, shard)
+        journal = None
         done: dict[str, Outcome] = {}
-        if journal is not None:
-            done = dict(stack.enter_context(journal).done)
+        if how.get("journal") is not None:
+            journal = stack.enter_context(Journal(*_journal(study, how)))
+            done = dict(journal.done)
         left = {task.item: task for task in tasks if task.item not in done}
-        outcomes = _outcomes(study, list(left.values()), how, threads, stack)
+        outcomes, notes = _outcomes(study, list(left.values()), how, threads, stack)
         with closing(shown(outcomes, left, progress=how.get("progress", False))) as coming:
             for outcome in coming:
                 done[outcome.item] = outcome if journal is None else journal.append(outcome)
     mine = {task.item for task in tasks}
     items = [task.item for task in study.tasks if task.item in mine]
-    return finished(study.finish, study.about, [done[item] for item in items])
+    result = finished(study.finish, study.about, [done[item] for item in items])
+    return replace(result, notes=(*result.notes, *notes)) if notes else result
+
+
+def remaining(study: Study, how: How) -> list[Task]:
+    """Return the tasks of a study that `run` would do, in the order of the rows."""
+    done: set[str] = set()
+    if how.get("journal") is not None:
+        folder, head, resume = _journal(study.as_run(how), how)
+        done = set(known(folder / head.shard.file, head, resume=resume)[0])
+    left = {task.item for task in _dealt(study, how)} - done
+    return [task for task in study.tasks if task.item in left]
 
 
 def finished(finish: Finish, about: Mapping[str, Any], outcomes: Sequence[Outcome]) -> Result:
@@ -146,8 +165,8 @@ def _elsewhere(how: How) -> str | Executor | None:
     return os.environ.get("DASK_SCHEDULER_ADDRESS") if "jobs" not in how else None
 
 
-def _dealt(tasks: Iterable[Task], shard: Shard) -> list[Task]:
-    """Return a shard's tasks, the largest first, so that none is waited for at the end."""
+def _shard(how: How) -> Shard:
+    shard = Shard(*(how.get("shard") or (1, 1)))
     if not 1 <= shard.number <= shard.count:
         raise UpdateError(
             "there is no such shard",
@@ -156,31 +175,48 @@ def _dealt(tasks: Iterable[Task], shard: Shard) -> list[Task]:
             got=str(shard),
             fix="count the shards from 1",
         )
-    ordered = sorted(tasks, key=lambda task: -task.work)
+    return shard
+
+
+def _dealt(study: Study, how: How) -> list[Task]:
+    """Return a shard's tasks, the largest first, so that none is waited for at the end."""
+    shard = _shard(how)
+    ordered = sorted(study.tasks, key=lambda task: -task.work)
     return ordered[shard.number - 1 :: shard.count]
 
 
-def _journal(study: Study, how: How, shard: Shard) -> Journal | None:
-    folder = how.get("journal")
-    if folder is None:
-        return None
+def _journal(study: Study, how: How) -> tuple[Path, Head, bool]:
+    """Return the folder of the journal, what it is of, and whether it is gone on with."""
     about = study.about
     key = run_key(study.command, {**about["provenance"], "inputs": None}, study.inputs)
     items = tuple(task.item for task in study.tasks)
-    head = Head(key, study.command, items, about, shard)
-    return Journal(Path(folder), head, resume=how.get("resume", False))
+    head = Head(key, study.command, items, about, _shard(how))
+    return Path(how["journal"] or ""), head, how.get("resume", False)
 
 
 def _outcomes(
     study: Study, tasks: Sequence[Task], how: How, threads: int, stack: ExitStack
-) -> Outcomes:
-    elsewhere = _elsewhere(how)
+) -> tuple[Outcomes, list[str]]:
+    """Return what is coming, and what a reader must know of how it comes."""
+    elsewhere, memory = _elsewhere(how), how.get("memory")
+    if elsewhere is not None and memory is not None:
+        raise _not_ours(elsewhere)
     if isinstance(elsewhere, str):
         paths = [one["path"] for one in study.inputs if one["path"] is not None]
         elsewhere = stack.enter_context(cluster(elsewhere, paths))
     if elsewhere is not None:
-        return on_executor(tasks, elsewhere, threads)
-    jobs = how.get("jobs", 1)
-    if jobs == 1:
-        return in_process(tasks, threads)
-    return in_processes(tasks, jobs, threads, how.get("memory"))
+        return on_executor(tasks, elsewhere, threads), []
+    room = room_for(tasks, how.get("jobs", 1), memory)
+    if room.jobs == 1:
+        return in_process(tasks, threads), room.notes
+    return in_processes(tasks, room.jobs, threads, room.memory), room.notes
+
+
+def _not_ours(elsewhere: str | Executor) -> UpdateError:
+    return UpdateError(
+        "the memory of other machines' workers is not in this command's hand",
+        where="--memory",
+        expected="processes of its own (--jobs)",
+        got=str(elsewhere) if isinstance(elsewhere, str) else type(elsewhere).__name__,
+        fix="leave --memory out, and limit the workers: dask worker --memory-limit",
+    )

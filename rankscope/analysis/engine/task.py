@@ -11,9 +11,13 @@ import torch
 
 from rankscope.errors import RankscopeError, UpdateError
 
-__all__ = ["Outcome", "Row", "Task", "lost", "perform"]
+__all__ = ["Outcome", "Row", "Task", "WorkerLostError", "lost", "perform"]
 
 Row = dict[str, Any]
+
+
+class WorkerLostError(UpdateError):
+    """The process that worked on a module has died."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,12 @@ def perform(task: Task, threads: int) -> Outcome:
         rows = tuple(task.function(task.item, *task.arguments))
     except RankscopeError as told:
         error = told
+    except torch.OutOfMemoryError as told:
+        error = _out_of_memory(task, str(told), "use --device cpu for this module (--include)")
     except MemoryError:
-        error = _out_of_memory(task)
+        error = _out_of_memory(
+            task, "an allocation that failed", "use fewer --jobs, or give a --memory limit"
+        )
     except Exception as unexpected:  # one module must not cost the others
         error = _unexpected(task, unexpected)
         error.__cause__ = unexpected  # for --debug
@@ -75,7 +83,7 @@ def perform(task: Task, threads: int) -> Outcome:
 
 def lost(task: Task, got: str) -> Outcome:
     """Return the outcome of a task whose worker died with it."""
-    error = UpdateError(
+    error = WorkerLostError(
         "the process that measured this module died, twice",
         where=task.item,
         expected="a result",
@@ -85,13 +93,13 @@ def lost(task: Task, got: str) -> Outcome:
     return Outcome(task.item, error=error)
 
 
-def _out_of_memory(task: Task) -> RankscopeError:
+def _out_of_memory(task: Task, got: str, fix: str) -> RankscopeError:
     return UpdateError(
         "there is not enough memory for this module",
         where=task.item,
         expected=f"about {task.memory / 1e9:.1f} GB" if task.memory else "enough memory",
-        got="an allocation that failed",
-        fix="use fewer --jobs, or give a --memory limit",
+        got=" ".join(got.split())[:200],
+        fix=fix,
     )
 
 
