@@ -64,7 +64,7 @@ def plot_compare(
     >>> square = pd.DataFrame([[1, 0, 0.9], [0, 1, 0], [0.9, 0, 1]], list("abc"), list("abc"))
     >>> ax = plot_compare(square, ax=Figure().add_subplot())
     >>> sorted(label.get_text() for label in ax.get_yticklabels())
-    ['a  1', 'b  3', 'c  2']
+    ['a  3', 'b  1', 'c  2']
     """
     ax = plt.gca() if ax is None else ax
     order = _leaves(_tree(square, measure))
