@@ -154,9 +154,9 @@ def _draw_page(
     high = max(0.105 * number, 1.25) + 0.5
     below = 1.7
     figure = new_figure(DOUBLE, len(squares) * high + below, _caption(squares, measures[0]))
-    *upper, lower = figure.subfigures(
-        len(squares) + 1, 1, height_ratios=[high] * len(squares) + [below]
-    )
+    heights = [high] * len(squares) + [below]
+    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)
+    *upper, lower = parts[:, 0]
     for part, (side, tables) in zip(upper, squares.items(), strict=True):
         _draw_side(part, side, tables, chance.get(side, ()))
     axes = lower.subplots(1, len(squares), squeeze=False)[0]

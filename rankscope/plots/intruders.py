@@ -167,7 +167,8 @@ def _one_side(table: pd.DataFrame, side: str | None) -> pd.DataFrame:
             got="rows of both",
             fix="pass side='right', or use figure_intruders for both",
         )
-    return rows[rows["k"] == rows["k"].max()]
+    largest: pd.DataFrame = rows[rows["k"] == rows["k"].max()]
+    return largest
 
 
 def _draw_closeness(ax: Axes, rows: pd.DataFrame) -> list[str]:
