@@ -350,12 +350,8 @@ def _sides(
         # Their rows mean other outputs: nothing that reads the output side holds.
         out = [name in reordered for name in names]
         cosines[out] = cosines[:, out] = math.nan
-        left = Stack(
-            [names[n] for n in kept],
-            [updates[n] for n in kept],
-            [spectra[n] for n in kept],
-            side="left",
-        )
+        others = [updates[n] for n in kept], [spectra[n] for n in kept]
+        left = Stack([names[n] for n in kept], *others, "left")
     for stack, whole in ((right, cosines), (left, cosines[kept][:, kept])):
         if len(stack.names) > 1:
             yield {"side": stack.side, **stack.shared(), "interference": interference}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -220,7 +219,7 @@ def _draw_page(table: pd.DataFrame, rows: pd.DataFrame, caption: str) -> Figure:
         caption,
     ]
     figure = new_figure(DOUBLE, 4.6, " ".join(filter(None, said)))
-    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.0, 1.3)).ravel()
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.0, 1.3))[:, 0]
     axes = top.subplots(1, len(chosen) + 1)
     for n, (ax, k) in enumerate(zip(axes, chosen, strict=False)):
         _draw_projections(ax, rows[rows["k"] == k])
@@ -359,8 +358,8 @@ def _alike(rows: pd.DataFrame, index: str, values: str) -> pd.DataFrame:
         ],
         index=some.index,
     )
-    usual: pd.DataFrame = some[sizes == sizes.mode().iloc[0]]
-    return usual
+    alike: pd.DataFrame = some[sizes == sizes.mode().iloc[0]]
+    return alike
 
 
 def _color(kind: str) -> str:
@@ -377,9 +376,8 @@ def _keys(kinds: Sequence[str]) -> list[Line2D | Patch]:
 
 
 def _profile_keys() -> list[Line2D | Patch]:
-    styles: dict[str, Literal["-", "--", ":"]] = {
-        "first k of W": "-",
-        "last k of W": "--",
-        "chance": ":",
-    }
-    return [Line2D([], [], color="0.3", linestyle=s, label=name) for name, s in styles.items()]
+    return [
+        Line2D([], [], color="0.3", linestyle="-", label="first k of W"),
+        Line2D([], [], color="0.3", linestyle="--", label="last k of W"),
+        Line2D([], [], color="0.3", linestyle=":", label="chance"),
+    ]

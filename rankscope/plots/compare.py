@@ -64,7 +64,7 @@ def plot_compare(
     >>> square = pd.DataFrame([[1, 0, 0.9], [0, 1, 0], [0.9, 0, 1]], list("abc"), list("abc"))
     >>> ax = plot_compare(square, ax=Figure().add_subplot())
     >>> sorted(label.get_text() for label in ax.get_yticklabels())
-    ['a  1', 'b  3', 'c  2']
+    ['a  3', 'b  1', 'c  2']
     """
     ax = plt.gca() if ax is None else ax
     order = _leaves(_tree(square, measure))
@@ -156,7 +156,7 @@ def _draw_page(
     figure = new_figure(DOUBLE, len(squares) * high + below, _caption(squares, measures[0]))
     heights = [high] * len(squares) + [below]
     parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)
-    *upper, lower = parts.ravel()
+    *upper, lower = parts[:, 0]
     for part, (side, tables) in zip(upper, squares.items(), strict=True):
         _draw_side(part, side, tables, chance.get(side, ()))
     axes = lower.subplots(1, len(squares), squeeze=False)[0]
