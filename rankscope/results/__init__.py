@@ -1,0 +1,31 @@
+"""Results: a tidy table, where it came from, and how it is shown, drawn and saved."""
+
+from __future__ import annotations
+
+from rankscope.results.base import (
+    FIGURE_SUFFIXES,
+    TABLE_SUFFIXES,
+    Result,
+    provenance,
+    unknown_suffix,
+)
+from rankscope.results.info import InfoResult
+from rankscope.results.rank import Advice, RankResult
+from rankscope.results.resize import ExtractResult, ResizeResult
+from rankscope.results.similarity import SimilarityResult
+from rankscope.results.spectrum import SpectrumResult
+
+__all__ = [
+    "FIGURE_SUFFIXES",
+    "TABLE_SUFFIXES",
+    "Advice",
+    "ExtractResult",
+    "InfoResult",
+    "RankResult",
+    "ResizeResult",
+    "Result",
+    "SimilarityResult",
+    "SpectrumResult",
+    "provenance",
+    "unknown_suffix",
+]

@@ -1,0 +1,229 @@
+"""A result: a tidy table, where it came from, and how it is shown, drawn and saved."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pandas as pd
+import torch
+
+from rankscope.errors import OutputError, UpdateError
+from rankscope.io.write import replacing
+from rankscope.tables import as_latex, as_markdown, as_text, plain, short
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+__all__ = [
+    "FIGURE_SUFFIXES",
+    "TABLE_SUFFIXES",
+    "Result",
+    "provenance",
+    "unknown_suffix",
+    "without_experts",
+]
+
+
+TABLE_SUFFIXES = (".json", ".csv", ".parquet", ".tex", ".md")
+FIGURE_SUFFIXES = (".svg", ".pdf", ".png")
+
+
+def provenance(
+    command: str, inputs: Mapping[str, Any], options: Mapping[str, Any], device: str
+) -> dict[str, Any]:
+    """Return what another person needs to compute the same numbers again.
+
+    No time and no host: equal inputs and options give equal bytes.
+    """
+    packages = ("rankscope", "torch", "numpy", "scipy")
+    return {
+        "command": command,
+        "inputs": dict(inputs),
+        "options": dict(options),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in packages},
+        },
+        "device": device,
+        "threads": torch.get_num_threads(),
+    }
+
+
+@cache
+def _version(package: str) -> str:
+    return version(package)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What an analysis returns.
+
+    Attributes
+    ----------
+    table : DataFrame
+        Tidy, one row per module (and side). Undefined is NaN or ``<NA>``.
+    provenance : dict
+        Inputs with their hashes, options, versions, device, threads.
+    notes : tuple of str
+        What a reader of the numbers must know.
+    failures : tuple of dict
+        Updates that could not be measured, with the reason.
+    """
+
+    schema: ClassVar[str]
+    # Long columns that a printed table leaves out.
+    hidden: ClassVar[tuple[str, ...]] = ()
+
+    table: pd.DataFrame
+    provenance: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    failures: tuple[dict[str, Any], ...] = ()
+
+    def plot(self, **options: Any) -> Figure:
+        """Return the figure of this result; `options` go to its ``figure_*`` function."""
+        raise UpdateError(
+            "this result has no figure",
+            where=type(self).__name__,
+            expected="a result of similarity, rank or spectrum",
+            got=self.schema,
+            fix=f"save it as one of {', '.join(TABLE_SUFFIXES)}",
+        )
+
+    def long(self) -> pd.DataFrame:
+        """Return the form that CSV and Parquet hold: one number per row where a cell is a list."""
+        return self.table
+
+    def extra(self) -> dict[str, Any]:
+        """Return what stands beside the rows in the JSON form."""
+        return {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form: schema, provenance, rows and what stands beside them.
+
+        Undefined numbers are None.
+        """
+        content = {
+            "schema": self.schema,
+            "provenance": self.provenance,
+            "rows": self.table.to_dict(orient="records"),
+            **self.extra(),
+            "notes": list(self.notes),
+            "failures": list(self.failures),
+        }
+        form: dict[str, Any] = plain(content)
+        return form
+
+    def shown(self) -> pd.DataFrame:
+        """Return the part of the table that is printed: without the long columns."""
+        return without_experts(self.table.drop(columns=list(self.hidden), errors="ignore"))
+
+    def to_text(self) -> str:
+        """Return the printed table, all rows of it."""
+        return as_text(self.shown())
+
+    def to_details(self) -> str:
+        """Return what is printed under the table on request; nothing for most results."""
+        return ""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the result; the suffix chooses the form.
+
+        Tables are ``.json`` (everything), ``.csv`` and ``.parquet`` (rows), ``.tex`` and
+        ``.md`` (the printed table); figures are ``.svg``, ``.pdf`` and ``.png``. The file
+        appears whole or not at all.
+
+        Raises
+        ------
+        OutputError
+            If the suffix is another one, or the file cannot be written.
+        """
+        target = Path(path)
+        writer = _WRITERS.get(target.suffix.lower())
+        if writer is None:
+            raise unknown_suffix(target)
+        with replacing(target) as temporary:
+            writer(self, temporary)
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__}: {len(self.table)} rows", as_text(self.shown().head(20))]
+        if len(self.table) > 20:
+            lines.append(f"… and {len(self.table) - 20} more rows in .table")
+        lines.extend(f"note: {note}" for note in self.notes)
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        html: str = self.shown().to_html(max_rows=20, index=False, float_format=short, na_rep="–")
+        return html
+
+
+def unknown_suffix(
+    path: Path, suffixes: tuple[str, ...] = TABLE_SUFFIXES + FIGURE_SUFFIXES
+) -> OutputError:
+    """Return the error for a suffix that no writer serves."""
+    return OutputError(
+        "this kind of output is not known",
+        where=str(path),
+        expected=f"one of {' '.join(suffixes)}",
+        got=path.suffix or "no suffix",
+        fix="choose the form by the file's suffix",
+    )
+
+
+def without_experts(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table without the column of experts where there are none."""
+    empty = "expert" in table and bool(table.expert.isna().all())
+    return table.drop(columns="expert") if empty else table
+
+
+def _write_json(result: Result, path: Path) -> None:
+    path.write_text(json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n")
+
+
+def _write_csv(result: Result, path: Path) -> None:
+    result.long().to_csv(path, index=False)
+
+
+def _write_parquet(result: Result, path: Path) -> None:
+    try:
+        result.long().to_parquet(path, index=False)
+    except ImportError as error:
+        raise OutputError(
+            "Parquet needs another package",
+            where=str(path),
+            expected="pyarrow",
+            got="not installed",
+            fix="pip install 'rankscope[parquet]', or write .csv",
+        ) from error
+
+
+def _write_latex(result: Result, path: Path) -> None:
+    path.write_text(as_latex(result.shown()))
+
+
+def _write_markdown(result: Result, path: Path) -> None:
+    path.write_text(as_markdown(result.shown()))
+
+
+def _write_figure(result: Result, path: Path) -> None:
+    from rankscope.plots import save_figure
+
+    save_figure(result.plot(), path)
+
+
+_WRITERS: dict[str, Callable[[Result, Path], None]] = {
+    ".json": _write_json,
+    ".csv": _write_csv,
+    ".parquet": _write_parquet,
+    ".tex": _write_latex,
+    ".md": _write_markdown,
+    **dict.fromkeys(FIGURE_SUFFIXES, _write_figure),
+}
