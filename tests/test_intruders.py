@@ -43,7 +43,8 @@ def test_every_number_against_dense_numpy(rng):
         energies = s[: row.k] ** 2
         share = energies[seen < row.epsilon].sum() / energies.sum()
         assert row.intruder_energy_share == pytest.approx(share)
-        assert row.below_chance == (seen < row.epsilon_chance).sum()
+        assert row.below_chance == (seen < row.chance_99).sum()
+        assert row.epsilon_chance < row.chance_99
 
 
 def test_a_scaled_weight_has_none(rng):

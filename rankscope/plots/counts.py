@@ -19,7 +19,8 @@ _LINES = 2  # kinds whose lines can be told apart where they cross
 def draw_counts(ax: Axes, table: pd.DataFrame, side: str, column: str) -> None:
     """Draw one side's numbers, on the scale of both sides."""
     rows = table[table["side"] == side]
-    top = float(table[column].max()) or 1.0
+    known = table[column].to_numpy(dtype=np.float64)
+    top = float(known[np.isfinite(known)].max(initial=0.0)) or 1.0
     if layered(rows) and rows["kind"].nunique() > _LINES:
         mesh = draw_map(ax, rows, column, top=top)
         bar = ax.figure.colorbar(mesh, ax=ax, ticks=MaxNLocator(3, integer=True), pad=0.02)
@@ -37,6 +38,6 @@ def draw_lines(ax: Axes, rows: pd.DataFrame, column: str) -> list[str]:
         mine = (rows["kind"] == kind).to_numpy()
         draw_kind(ax, kind, at[mine], found[mine], joined=layered(rows))
     label_places(ax, rows)
-    ax.set_ylim(0, 1.1 * max(found.max(initial=0.0), 1.0))
+    ax.set_ylim(0, 1.1 * found[np.isfinite(found)].max(initial=1.0))
     ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     return kinds
