@@ -57,7 +57,9 @@ def test_against_scipy(seed, d, i, j):
     x, y = haar(d, min(i, d), rng), haar(d, min(j, d), rng)
     angles = principal_angles(x, y)
     expected = np.sort(scipy.linalg.subspace_angles(x.numpy(), y.numpy()))
-    np.testing.assert_allclose(angles.numpy(), expected, atol=1e-13)
+    # SciPy takes some angles that are zero from their cosines: right to 1e-7 there.
+    tolerance = np.where(expected < 1e-6, 1e-7, 1e-13)
+    assert (np.abs(angles.numpy() - expected) <= tolerance).all()
     assert torch.equal(angles, principal_angles(y, x)) or torch.allclose(
         angles, principal_angles(y, x), atol=1e-13
     )

@@ -134,3 +134,15 @@ def test_factored_slices_are_exactly_the_rows(rank, seed):
 def test_a_block_of_columns():
     matrix = torch.arange(8.0).reshape(2, 4)
     assert Block(2, 1, 2, columns=True).take(matrix).tolist() == [[1, 3], [5, 7]]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "stages.2.blocks.0.attn.qkv",  # timm's CoAtNet keeps the three of a head together
+        "stages.1.blocks.0.attn_block.attn.qkv",
+        "model.layers.0.self_attn.qkv_proj",  # 3·in may be grouped queries by coincidence
+    ],
+)
+def test_thirds_that_only_a_configuration_can_tell(name):
+    assert isinstance(layout_of(name, (48, 16), ModelConfig()), str)

@@ -29,8 +29,8 @@ _GATE_UP = re.compile(r"(?:^|[._])gate_up_proj$")
 # The known models with these names keep q, k and v one below the other, but for timm's
 # convolutional ones, whose blocks lie in stages and keep each head's together.
 _STACKED = re.compile(
-    r"^(?!.*stages[._][0-9]+[._])(?:.*\.)?"
-    r"(?:c_attn|in_proj_weight|Wqkv|W_pack|to_qkv|(?:[a-z]*_)?(?:attn|attention)[._]qkv)$"
+    r"^(?!.*stages[._][0-9])(?:(?:.*\.)?(?:c_attn|in_proj_weight|Wqkv|W_pack|to_qkv)"
+    r"|(?:.*[._])?(?:attn|attention)[._]qkv)$"
 )
 _CROSS = re.compile(r"(?:^|\.)crossattention\.c_attn$")
 # The rows of these, and of qkv_proj elsewhere, differ from family to family.
