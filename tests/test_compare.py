@@ -396,3 +396,14 @@ def test_tables_that_cannot_be_drawn(result):
     unrelated = result.matrix()
     unrelated.iloc[0, 1] = unrelated.iloc[1, 0] = math.nan
     assert rs.plot_compare(unrelated, ax=Figure().add_subplot()).collections
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_equal_sources_interfere_by_one_and_orthogonal_ones_by_none(rng, count):
+    up, down = drawn(3, rng)
+    shared = rs.compare({str(n): opened(up, down) for n in range(count)}).shared
+    assert shared.interference.tolist() == pytest.approx([1, 1])
+    assert shared.directions.tolist() == [3, 3]
+    left, right = haar(14, 6, rng), haar(10, 6, rng)
+    apart = {str(n): opened(left[:, n : n + 1], right[:, n : n + 1].T) for n in range(count)}
+    assert rs.compare(apart).shared.interference.tolist() == pytest.approx([0, 0], abs=1e-12)

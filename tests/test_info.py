@@ -6,9 +6,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from oracles import gaussian, peft_tensors, write_peft
+from safetensors.torch import save_file
 
 import rankscope as rs
 from rankscope.cli import cli
+from rankscope.errors import SourceError
+from rankscope.io.names import expert_number, kind_of, layer_of, natural_key
 from rankscope.io.roles import role_of
 from rankscope.io.tensors import TensorInfo
 
@@ -90,3 +93,33 @@ def test_printed_lists_name_the_source_once(dora, tmp_path, rng):
     path = str(plain / "adapter_model.safetensors")
     assert sum(line == path for line in lines) == 2
     assert "h.0.k   (12, 8)     4      2  peft" in lines
+
+
+def test_names_longer_than_any_path_are_refused(tmp_path):
+    save_file({"attn." * 300 + "x": torch.ones(2, 2)}, tmp_path / "long.safetensors")
+    with pytest.raises(SourceError, match="too long"):
+        rs.info(tmp_path / "long.safetensors")
+
+
+@pytest.mark.parametrize("name", ["h.1²2.q", "h." + "9" * 5000 + ".q", "h.experts." + "9" * 40])
+def test_digits_that_count_nothing_are_no_error(name):
+    assert natural_key(name)
+    assert layer_of(name) is None
+    assert expert_number(f"{name}.w1") is None
+
+
+def test_litgpts_names_of_gate_and_up():
+    kinds = {
+        n: kind_of(f"transformer.h.0.mlp.{n}") for n in ("fc_1", "fc_2", "proj", "fc1", "fc2")
+    }
+    assert kinds == {"fc_1": "gate", "fc_2": "up", "proj": "down", "fc1": "up", "fc2": "down"}
+
+
+def test_replicated_layers_have_no_weight_in_the_base(tmp_path, rng):
+    tensors = peft_tensors(["model.layers.2.q"], 2, rng)
+    folder = write_peft(tmp_path / "a", tensors, r=2, layer_replication=[[0, 2], [1, 3]])
+    base = {f"model.layers.{n}.q.weight": gaussian(12, 8, rng=rng) for n in range(3)}
+    updates = rs.open_updates(folder, base)
+    with pytest.raises(SourceError, match="replicated stack"):
+        updates.weight("model.layers.2.q")
+    assert rs.rank(updates).table.relative_norm.isna().all()

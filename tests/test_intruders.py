@@ -158,3 +158,22 @@ def test_tables_that_cannot_be_drawn(result):
         rs.figure_intruders(result.table.drop(columns="max_cosine"))
     assert "rankscope.intruders" in caught.value.fix
     assert rs.figure_intruders(result.table.iloc[:0]).axes[0].texts
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_null_space_is_none_of_the_bases_directions(rng, rank):
+    weight = (
+        with_spectrum(torch.linspace(2, 1, rank), 24, 20, rng) if rank else torch.zeros(24, 20)
+    )
+    weight = weight.double()
+    left, right = (haar(n, 4, rng) for n in (24, 20))
+    u, _, vt = torch.linalg.svd(weight)
+    left, right = (torch.linalg.qr(x - b @ (b.T @ x))[0]
+                   for x, b in ((left, u[:, :rank]), (right, vt[:rank].T)))  # fmt: skip
+    table = measured(weight, 50 * left @ right.T, k=4)
+    assert table.intruders.tolist() == [4, 4]
+    assert all(np.max(cosines) < 1e-6 for cosines in table.max_cosine)
+    base = {f"{NAME}.weight": weight}
+    tuned = {f"{NAME}.weight": weight + 50 * left @ right.T}
+    row = rs.amplification(tuned, base=base, k=2).table.iloc[0]
+    assert (row.reweighting, row.rewiring, row.new) == pytest.approx((0, 0, 1), abs=1e-12)

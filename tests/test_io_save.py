@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles import gaussian
 from safetensors.torch import load_file
 from torch import nn
 
@@ -226,3 +227,29 @@ def test_a_failure_leaves_both_files_as_they_were(rng, tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="cannot write"):
         rs.open_updates(factors(rng, "h.0.q", 6, 4, 3), alpha=9).save(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+class TestRowOrders:
+    """q and k of llama.cpp and torchtune: saved so that nobody mistakes their rows."""
+
+    def turned(self, rng, order):
+        tensors = {
+            "blk.0.attn_q.lora_A.weight": gaussian(2, 8, rng=rng),
+            "blk.0.attn_q.lora_B.weight": gaussian(8, 2, rng=rng),
+        }
+        updates = rs.open_updates(tensors, alpha=2)
+        return replace(updates, sites=(replace(updates.sites[0], row_order=order),))
+
+    def test_in_hugging_faces_order_under_hugging_faces_name(self, tmp_path, rng):
+        updates = self.turned(rng, "halves")
+        updates.save(tmp_path / "a")
+        assert rs.open_updates(tmp_path / "a").names == ["model.layers.0.self_attn.q_proj"]
+        rs.resize(updates, rank=1).save(tmp_path / "b")
+        assert rs.open_updates(tmp_path / "b").names == ["model.layers.0.self_attn.q_proj"]
+
+    @pytest.mark.parametrize("order", ["rotary", "unknown"])
+    def test_in_another_order_not_at_all(self, tmp_path, rng, order):
+        with pytest.raises(AdapterError, match="PEFT") as error:
+            self.turned(rng, order).save(tmp_path / "a")
+        assert "rotary order" in str(error.value)
+        assert not (tmp_path / "a").exists()

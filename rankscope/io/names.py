@@ -35,7 +35,7 @@ _PATTERNS = (
     ("o", r"o|attn_output|o_proj|out_lin|to_out(\.0)?|to_add_out|output_proj|attention\.wo"
           r"|\w*(attn|attention)(\.\w+)*\.(out_proj|proj|c_proj|dense)"),
     # A bare "gate" is a router of experts as often as a gate.
-    ("gate", r"gate_proj|ffn_gate|w1|wi_0|gate_up_proj(\[\d+\])?\.gate"),
+    ("gate", r"gate_proj|ffn_gate|w1|wi_0|fc_1|gate_up_proj(\[\d+\])?\.gate"),
     ("up", r"up|ffn_up|up_proj|w3|fc1|fc_2|lin1|c_fc|fc_in|wi|wi_1|intermediate\.dense"
            r"|dense_h_to_4h|ff(_context)?\.net\.0\.proj"),
     ("down", r"down|ffn_down|down_proj|w2|fc2|lin2|fc_out|wo|mlp\.(c_proj|proj)|output\.dense"
@@ -101,7 +101,7 @@ def layer_of(module: str) -> int | None:
     (12, None, None)
     """
     flat = _is_flat(_SLICE.sub("", module))
-    match = re.search(r"_(\d+)_" if flat else r"(?<!\bexperts)\.(\d+)\.", module)
+    match = re.search(r"_([0-9]{1,9})_" if flat else r"(?<!\bexperts)\.([0-9]{1,9})\.", module)
     return int(match[1]) if match else None
 
 
