@@ -79,15 +79,17 @@ def _address(scheduler: str) -> str:
 
 
 def _check_workers(client: Any, scheduler: str, paths: Sequence[str]) -> None:
-    told = client.run(_seen, [str(Path(path).resolve()) for path in paths])
-    if not told:
+    try:  # workers that have just died are started again by their nannies
+        client.wait_for_workers(1, timeout=_SECONDS)
+    except TimeoutError as error:
         raise SourceError(
             "the cluster has no worker",
             where=scheduler,
-            expected="at least one",
+            expected=f"at least one, within {_SECONDS} seconds",
             got="none",
             fix=f"start some: dask worker {scheduler} --nthreads 1",
-        )
+        ) from error
+    told = client.run(_seen, [str(Path(path).resolve()) for path in paths])
     here, _ = _seen([])
     for worker, (versions, missing) in told.items():
         if versions != here:
@@ -104,7 +106,7 @@ def _check_workers(client: Any, scheduler: str, paths: Sequence[str]) -> None:
 
 def _mismatch(worker: str, theirs: Mapping[str, str], ours: Mapping[str, str]) -> SourceError:
     def listed(versions: Mapping[str, str]) -> str:
-        return ", ".join(f"{n} {v}" for n, v in versions.items() if theirs[n] != ours[n])
+        return ", ".join(f"{n} {v}" for n, v in versions.items() if theirs.get(n) != ours.get(n))
 
     return SourceError(
         "a worker has other versions than this process",
