@@ -125,7 +125,7 @@ def test_every_cosine_with_epsilon_and_chance(result):
     epsilon = next(line for line in ax.lines if line.get_label() == "ε")
     assert set(epsilon.get_ydata()) == {0.5}
     tops = [patch.get_bbox().y1 for patch in ax.patches]
-    assert max(tops) == pytest.approx(rows.epsilon_chance.max())
+    assert max(tops) == pytest.approx(rows.chance_99.max())
     assert ax.get_ylim() == (0, 1.02)
     with pytest.raises(RankscopeError, match="both sides"):
         rs.plot_closeness(result.table, ax=Figure().add_subplot())

@@ -26,7 +26,7 @@ from rankscope.plots.tables import TableError, as_vector, kinds_in_order, requir
 
 __all__ = ["figure_intruders", "plot_closeness", "plot_intruders"]
 
-_CLOSENESS = ("epsilon", "epsilon_chance", "max_cosine")
+_CLOSENESS = ("epsilon", "chance_99", "max_cosine")
 _SPREAD = 0.6  # of a layer's width, over which its kinds stand beside each other
 
 
@@ -39,7 +39,7 @@ def plot_closeness(
     ----------
     table : DataFrame
         An intruders table: `module`, `layer`, `kind`, `side`, `k`, `epsilon`,
-        `epsilon_chance` and `max_cosine`. Of several k the largest is drawn.
+        `chance_99` and `max_cosine`. Of several k the largest is drawn.
     side : {"right", "left"}, optional
         Which rows to draw; needed where the table holds both sides.
     ax : Axes, optional
@@ -49,7 +49,7 @@ def plot_closeness(
     -------
     Axes
         Layers, or modules, to the right, each kind's directions above each other; a dashed
-        line for every ε and a grey band up to what 99 % of random directions pass.
+        line for every ε and a grey band up to what 99 % of random directions stay below.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def plot_closeness(
     Examples
     --------
     >>> table = pd.DataFrame({"module": ["a"], "layer": [0], "kind": ["q"], "side": ["right"],
-    ...     "k": [2], "epsilon": [0.5], "epsilon_chance": [0.1], "max_cosine": [[0.9, 0.3]]})
+    ...     "k": [2], "epsilon": [0.5], "chance_99": [0.1], "max_cosine": [[0.9, 0.3]]})
     >>> ax = plot_closeness(table, ax=Figure().add_subplot())
     >>> ax.lines[0].get_ydata().tolist()
     [0.9, 0.3]
@@ -189,7 +189,7 @@ def _draw_closeness(ax: Axes, rows: pd.DataFrame) -> list[str]:
             color=_color(kind),
             label=kind,
         )
-    levels = np.unique(once["epsilon_chance"])
+    levels = np.unique(once["chance_99"])
     ax.axhspan(0, levels[-1], color="0.93", linewidth=0, zorder=0)
     ax.axhspan(0, levels[0], color="0.85", linewidth=0, zorder=0, label="chance")
     for epsilon in rows["epsilon"].unique():
@@ -211,7 +211,7 @@ def _counted(rows: pd.DataFrame) -> str:
 
 def _chosen(table: pd.DataFrame) -> str:
     """Return the sentences that say what the band is and which rows are drawn."""
-    said = ["Grey: no closer to W than 99 % of random directions"]
+    said = ["Grey: no closer to W than random directions (99 % of them)"]
     said.append("lighter where only for some modules." if _several(table) else "")
     others = [
         f"Of several {word} the {which} is drawn."
@@ -222,7 +222,7 @@ def _chosen(table: pd.DataFrame) -> str:
 
 
 def _several(table: pd.DataFrame) -> bool:
-    return bool(table["epsilon_chance"].nunique() > 1)
+    return bool(table["chance_99"].nunique() > 1)
 
 
 def _keys(kinds: Sequence[str]) -> list[Line2D]:
