@@ -234,5 +234,7 @@ def _cut_errors(
     following = torch.cat([s[1:kept], s.new_tensor([tail])])
     gaps = s[:kept] - following
     norms = residual[:, :kept].square().sum(0).cumsum(0).sqrt()
+    # The spectral norm is what was asked to be small; for each cut the Frobenius norm will do.
+    norms[-1] = torch.linalg.matrix_norm(residual[:, :kept], 2)
     sines = torch.where(gaps > 0, norms / gaps, torch.inf)
     return torch.cat([sines, sines.new_full((k - kept,), torch.inf)])
