@@ -643,3 +643,21 @@ class TestCommandLine:
         assert "--split" in CliRunner().invoke(cli, [command, "--help"]).stdout
         sources = [str(folder)] * (2 if command == "similarity" else 1)
         assert CliRunner().invoke(cli, [command, *sources, "--split", "all"]).exit_code == 2
+
+
+def test_experts_by_mixtrals_old_names_on_new_stacks(rng):
+    path, stack = "model.layers.0.block_sparse_moe.experts", "model.layers.0.mlp.experts"
+    base = {
+        f"{stack}.gate_up_proj": torch.randn(3, 10, 8, generator=rng),
+        f"{stack}.down_proj": torch.randn(3, 8, 5, generator=rng),
+    }
+    shapes = {"w1": (5, 8), "w3": (5, 8), "w2": (8, 5)}
+    adapter = {}
+    for name, (out, in_) in shapes.items():
+        adapter[f"{path}.1.{name}.lora_A.weight"] = torch.randn(2, in_, generator=rng)
+        adapter[f"{path}.1.{name}.lora_B.weight"] = torch.randn(out, 2, generator=rng)
+    updates = rs.open_updates(adapter, base, alpha=2)
+    gate, up = base[f"{stack}.gate_up_proj"][1].chunk(2)
+    wanted = {"w1": gate, "w3": up, "w2": base[f"{stack}.down_proj"][1]}
+    for name, weight in wanted.items():
+        assert torch.equal(updates.weight(f"{path}.1.{name}"), weight)

@@ -296,10 +296,12 @@ def fused_name(module: str) -> tuple[str, str]:
     --------
     >>> fused_name("h.0.self_attn.q_proj"), fused_name("mlp.experts.3.up_proj")
     (('h.0.self_attn.qkv_proj', 'q'), ('mlp.experts.gate_up_proj[3]', 'up'))
+    >>> fused_name("mlp.experts.up_proj[3]")
+    ('mlp.experts.gate_up_proj[3]', 'up')
     >>> fused_name("h.0.attn.wq")
     ('h.0.attn.wq', '')
     """
-    path, _, name = module.rpartition(".")
+    path, _, name = re.sub(r"experts\.(\w+)\[(\d+)\]$", r"experts.\2.\1", module).rpartition(".")
     for fused, parts in _SPLIT.items():
         for part, split in parts.items():
             if split == name:

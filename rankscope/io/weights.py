@@ -20,6 +20,7 @@ from rankscope.io.matching import base_name, catalogue
 from rankscope.io.model_config import ModelConfig
 from rankscope.io.names import expert_of, experts_transposed, stored_transposed
 from rankscope.io.recipes import Difference
+from rankscope.io.renames import spell
 from rankscope.io.rotary import alike, row_order
 from rankscope.io.tensors import TensorStore
 from rankscope.io.tied import tied_embedding
@@ -100,8 +101,9 @@ class BaseWeights:
 
     def _of_fused(self, site: Site) -> Tensor | None:
         """Return the weight of a projection that the base keeps fused with others."""
-        fused, part = fused_name(site.module)
-        whole = None if fused == site.module else self._read(fused, (None, site.shape[1]))
+        # Mixtral's w1 and w3 are gate and up by the one spelling.
+        fused, part = fused_name(spell(site.module).path)
+        whole = None if not part else self._read(fused, (None, site.shape[1]))
         if whole is None:
             return None
         shape = (whole.shape[0], whole.shape[1])
