@@ -661,3 +661,16 @@ def test_experts_by_mixtrals_old_names_on_new_stacks(rng):
     wanted = {"w1": gate, "w3": up, "w2": base[f"{stack}.down_proj"][1]}
     for name, weight in wanted.items():
         assert torch.equal(updates.weight(f"{path}.1.{name}"), weight)
+
+
+def test_fused_and_split_projections_are_compared(rng):
+    a, b = torch.randn(2, 8, generator=rng), torch.randn(20, 2, generator=rng)
+    path = "model.layers.0.mlp"
+    fused = {f"{path}.gate_up_proj.lora_A.weight": a, f"{path}.gate_up_proj.lora_B.weight": b}
+    split = {}
+    for name, rows in zip(("gate_proj", "up_proj"), b.chunk(2), strict=True):
+        split |= {f"{path}.{name}.lora_A.weight": a, f"{path}.{name}.lora_B.weight": rows}
+    result = rs.similarity(fused, split, alpha=2)
+    assert result.table.phi_full.tolist() == pytest.approx([1] * 4)
+    assert (result.unmatched_a, result.unmatched_b) == ((), ())
+    assert any("one side has fused" in note for note in result.notes)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 from rankscope.io.fronts import by_place, learned_front, moved
+from rankscope.io.fused_layouts import canonical_slice
 from rankscope.io.names import TOWER, bare_name, expert_of, layer_of
 from rankscope.io.renames import Spelling, spell
 
@@ -247,6 +248,8 @@ def _evidence(a: str, b: str) -> str:
     words = [_WORDS[s] for s in sorted({one.scheme, other.scheme} - {""})]
     if one.is_flat != other.is_flat:
         words.append("flat names, looked up")
+    if any(canonical_slice(name) != name for name in (one.bare, other.bare)):
+        words.append("projections that one side has fused")
     return " and ".join(words) or "the part of the pipeline"
 
 
