@@ -47,6 +47,11 @@ class Update(ABC):
         """The dtype of the stored numbers (not of the arithmetic)."""
 
     @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the stored numbers lie."""
+
+    @property
     def rounding(self) -> float:
         """A bound on the Frobenius norm of what was rounded when the numbers were formed."""
         return 0.0
@@ -167,6 +172,11 @@ class FactoredUpdate(Update):
 
     @property
     @override
+    def device(self) -> torch.device:
+        return self.up.device
+
+    @property
+    @override
     def ceiling(self) -> int:
         return min(*self.shape, self.up.shape[1])
 
@@ -270,6 +280,11 @@ class DenseUpdate(Update):
     @override
     def dtype(self) -> torch.dtype:
         return self.matrix.dtype
+
+    @property
+    @override
+    def device(self) -> torch.device:
+        return self.matrix.device
 
     @property
     @override

@@ -66,15 +66,25 @@ class TestFailures:
         assert [failure["module"] for failure in result.failures] == ["bad", "odd"]
         assert "ZeroDivisionError: by zero" in result.failures[1]["got"]
 
-    @pytest.mark.parametrize(
-        ("error", "fix"), [(torch.OutOfMemoryError, "--device cpu"), (MemoryError, "--memory")]
-    )
-    def test_memory_that_is_full_is_named(self, error, fix):
+    @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+    def test_memory_that_is_full_is_named(self, error):
         result = run(study([*squares(2), Task("big", work.fill, (error,), memory=9 * 10**9)]), {})
         [failure] = result.failures
         assert "not enough memory" in failure["what"]
-        assert fix in failure["fix"]
+        assert "--memory" in failure["fix"]
         assert failure["expected"] == "about 9.0 GB"
+
+    def test_a_module_too_large_for_the_device_is_measured_on_the_cpu(self, tmp_path):
+        tasks = [Task(f"m.{i}", work.fit, (10 * i,), device="cuda:0") for i in range(4)]
+        result = run(study(tasks), {"journal": tmp_path})
+        assert list(result.table.device) == ["cuda:0", "cuda:0", "cpu", "cpu"]
+        assert result.notes == ("measured on the CPU, since the device had no room: m.2, m.3",)
+        again = run(study(tasks), {"journal": tmp_path, "resume": True})
+        assert again.notes == result.notes
+
+    def test_a_module_too_large_for_the_cpu_as_well_fails(self):
+        result = run(study([*squares(1), Task("big", work.fit, (99,), device="cuda:0")]), {})
+        assert "not enough memory" in result.failures[0]["what"]
 
     def test_all_failures_are_the_first_one(self):
         with pytest.raises(UpdateError, match="no"):

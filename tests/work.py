@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from rankscope.analysis.engine import Study, Task
 from rankscope.analysis.rank import rank_study
@@ -37,6 +38,12 @@ def stumble(item):
 
 def fill(item, error):
     raise error("CUDA out of memory.\n  Tried to allocate 9 GiB")
+
+
+def fit(item, size, *, device):
+    if size > (15 if device.startswith("cuda") else 50):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    return [{"module": item, "device": device}]
 
 
 def die_once(item, marker):

@@ -104,7 +104,6 @@ class AmplificationResult(Result):
 class _Options:
     ks: tuple[int, ...]
     seed: int
-    device: str
     cache: Path | None
 
 
@@ -196,9 +195,15 @@ def amplification_study(
     """Return what `amplification` does, module by module."""
     with_base(updates, "amplification compares ΔW with the base weights")
     folder = None if cache is None else Path(cache).absolute()
-    options = _Options(checked_counts(k), seed, resolve_device(device), folder)
+    options, device = _Options(checked_counts(k), seed, folder), resolve_device(device)
     tasks = [
-        Task(site.module, _rows, (updates.only(site.module), options), **weight_cost(site))
+        Task(
+            site.module,
+            _rows,
+            (updates.only(site.module), options),
+            device=device,
+            **weight_cost(site),
+        )
         for site in updates.sites
     ]
     said = {
@@ -209,9 +214,7 @@ def amplification_study(
         "modules": updates.names,
     }
     about = {
-        "provenance": provenance(
-            "amplification", {"source": list(updates.inputs)}, said, options.device
-        ),
+        "provenance": provenance("amplification", {"source": list(updates.inputs)}, said, device),
         "notes": list(updates.notes),
     }
     return Study("amplification", tasks, about, finish)
@@ -247,10 +250,10 @@ def checked_counts(k: int | Sequence[int]) -> tuple[int, ...]:
     return ks
 
 
-def _rows(module: str, updates: UpdateSet, options: _Options) -> Iterator[Row]:
+def _rows(module: str, updates: UpdateSet, options: _Options, *, device: str) -> Iterator[Row]:
     weight = updates.weight(module)
-    update = updates[module].to(options.device)
-    theirs = decomposed(weight, options.device, options.cache)
+    update = updates[module].to(device)
+    theirs = decomposed(weight, device, options.cache)
     ours = svd(update, max(options.ks))
     site = updates.site(module)
     shared = {

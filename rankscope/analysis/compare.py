@@ -131,7 +131,6 @@ class CompareResult(Result):
 class _Options:
     k: int | None
     measures: tuple[str, ...]
-    device: str
 
 
 def compare(
@@ -209,7 +208,7 @@ def compare_study(
 ) -> Study:
     """Return what `compare` does, module by module."""
     _two_or_more(len(sets))
-    options = _Options(_at_least_one(k), _known(measures), resolve_device(device))
+    options, device = _Options(_at_least_one(k), _known(measures)), resolve_device(device)
     found = aligned(sets)
     sets = found.sets
     said = {
@@ -226,14 +225,14 @@ def compare_study(
             "compare",
             {name: list(one.inputs) for name, one in sets.items()},
             said,
-            options.device,
+            device,
         ),
         "notes": [*found.notes, *notes, *_missing_notes(found)],
         "names": list(sets),
         "unmatched": found.unmatched,
         "measures": list(options.measures),
     }
-    tasks = [_task(module, found, options) for module in found.modules]
+    tasks = [_task(module, found, options, device) for module in found.modules]
     return Study("compare", tasks, about, finish)
 
 
@@ -315,19 +314,24 @@ def _missing_notes(found: Aligned) -> Iterator[str]:
             yield f"{name}: {lacking} modules that others share are missing, {own}"
 
 
-def _task(module: str, found: Aligned, options: _Options) -> Task:
+def _task(module: str, found: Aligned, options: _Options, device: str) -> Task:
     mine = {name: found.sets[name].only(own) for name, own in found.modules[module].items()}
     reordered = frozenset(found.reordered.get(module, ()))
     sites = [one.sites[0] for one in mine.values()]
-    return Task(module, _rows, (mine, reordered, options), **cost(*sites))
+    return Task(module, _rows, (mine, reordered, options), device=device, **cost(*sites))
 
 
 def _rows(
-    module: str, sets: Mapping[str, UpdateSet], reordered: frozenset[str], options: _Options
+    module: str,
+    sets: Mapping[str, UpdateSet],
+    reordered: frozenset[str],
+    options: _Options,
+    *,
+    device: str,
 ) -> Iterator[Row]:
     sites = {name: one.sites[0] for name, one in sets.items()}
     _check_shapes(module, {name: site.shape for name, site in sites.items()})
-    updates = [site.recipe.build().to(options.device) for site in sites.values()]
+    updates = [site.recipe.build().to(device) for site in sites.values()]
     spectra = [_spectrum(update, options) for update in updates]
     site = next(iter(sites.values()))
     fixed = {"module": module, "layer": site.layer, "kind": site.kind, "expert": site.expert}

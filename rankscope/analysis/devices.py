@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 
 from rankscope.errors import UpdateError
 
-__all__ = ["resolve_device"]
+__all__ = ["resolve_device", "with_room"]
+
+T = TypeVar("T")
 
 
 def resolve_device(device: str) -> str:
@@ -36,3 +41,22 @@ def resolve_device(device: str) -> str:
             fix="use --device auto",
         )
     return device
+
+
+def with_room(device: str, work: Callable[[str], T]) -> tuple[T, bool]:
+    """Return ``work(device)``, or ``work("cpu")`` where the device's memory does not suffice.
+
+    The second value says whether it did not.
+
+    Examples
+    --------
+    >>> with_room("cpu", lambda device: f"on the {device}")
+    ('on the cpu', False)
+    """
+    try:
+        return work(device), False
+    except torch.OutOfMemoryError:
+        if device == "cpu":
+            raise
+    torch.cuda.empty_cache()  # outside the handler, which keeps the failed tensors alive
+    return work("cpu"), True

@@ -65,7 +65,6 @@ class IntrudersResult(Result):
 class _Options:
     ks: tuple[int, ...]
     epsilons: tuple[float, ...]
-    device: str
     cache: Path | None
 
 
@@ -144,7 +143,10 @@ def intruders_study(
     """Return what `intruders` does, module by module."""
     with_base(updates, "intruder dimensions are directions that the base weights lack")
     folder = None if cache is None else Path(cache).absolute()
-    options = _Options(checked_counts(k), _checked(epsilon), resolve_device(device), folder)
+    options, device = (
+        _Options(checked_counts(k), _checked(epsilon), folder),
+        resolve_device(device),
+    )
     said = {
         "k": list(options.ks),
         "epsilon": list(options.epsilons),
@@ -153,13 +155,17 @@ def intruders_study(
         "modules": updates.names,
     }
     about = {
-        "provenance": provenance(
-            "intruders", {"source": list(updates.inputs)}, said, options.device
-        ),
+        "provenance": provenance("intruders", {"source": list(updates.inputs)}, said, device),
         "notes": list(updates.notes),
     }
     tasks = [
-        Task(site.module, _rows, (updates.only(site.module), options), **weight_cost(site))
+        Task(
+            site.module,
+            _rows,
+            (updates.only(site.module), options),
+            device=device,
+            **weight_cost(site),
+        )
         for site in updates.sites
     ]
     return Study("intruders", tasks, about, finish)
@@ -186,10 +192,10 @@ def _checked(epsilon: float | Sequence[float]) -> tuple[float, ...]:
     return values
 
 
-def _rows(module: str, updates: UpdateSet, options: _Options) -> Iterator[Row]:
+def _rows(module: str, updates: UpdateSet, options: _Options, *, device: str) -> Iterator[Row]:
     site, weight = updates.site(module), updates.weight(module)
-    base = decomposed(weight, options.device, options.cache)
-    tuned = DenseUpdate(weight.double() + updates[module].dense().cpu()).to(options.device)
+    base = decomposed(weight, device, options.cache)
+    tuned = DenseUpdate(weight.double() + updates[module].dense().cpu()).to(device)
     ours = svd(tuned, max(options.ks))
     sides = {"right": (ours.right, base.right), "left": (ours.left, base.left)}
     for side, (own, theirs) in sides.items():

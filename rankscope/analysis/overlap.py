@@ -57,7 +57,6 @@ class Options:
     max_j: int | None
     measures: tuple[str, ...]
     seed: int
-    device: str
 
 
 @dataclass(frozen=True)

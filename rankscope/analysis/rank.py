@@ -158,7 +158,8 @@ def rank_study(
         Task(
             site.module,
             _rows,
-            (updates.only(site.module), device, seed, plan is not None),
+            (updates.only(site.module), seed, plan is not None),
+            device=device,
             **cost(site),
         )
         for site in updates.sites
@@ -181,7 +182,9 @@ def finish(
     )
 
 
-def _rows(module: str, updates: UpdateSet, device: str, seed: int, advised: bool) -> Iterator[Row]:
+def _rows(
+    module: str, updates: UpdateSet, seed: int, advised: bool, *, device: str
+) -> Iterator[Row]:
     subject = read_subject(updates, module, device, seed)
     spectrum = subject.spectrum()
     row = rank_row(subject, spectrum, seed)

@@ -127,7 +127,7 @@ def directions_of(
 def _read(
     a: Update, updates: UpdateSet, module: str, options: Options, *, reordered: bool = False
 ) -> dict[Side, Directions]:
-    update = updates[module].to(options.device)
+    update = updates[module].to(a.device)
     sides: tuple[Side, ...] = tuple(s for s in options.sides if s == "right" or not reordered)
     check_shapes(f"{updates.source}, {module}", [a, update], sides)
     found = measured(update, options, options.max_j).sides

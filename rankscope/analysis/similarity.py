@@ -198,8 +198,8 @@ def similarity_study(
         _at_least_one("max_j", max_j),
         _further(measures, vectors),
         seed,
-        resolve_device(device),
     )
+    device = resolve_device(device)
     a, b = split_alike(a, b)
     pairing, names = paired(a, b), short_names(a, b)
     said = {
@@ -223,7 +223,7 @@ def similarity_study(
         if sets
     }
     about = {
-        "provenance": provenance("similarity", inputs, said, options.device),
+        "provenance": provenance("similarity", inputs, said, device),
         "notes": [*pairing.notes, *_named_notes(zip(names, (a, b), strict=True))],
         "names": list(names),
         "unmatched_a": list(pairing.unmatched_a),
@@ -231,7 +231,9 @@ def similarity_study(
     }
     beside = references(a, ((role, one) for role, sets in roles.items() for one in sets))
     layers = other_layers(a, b, pairing, seed) if shuffle else {}
-    return Study("similarity", _tasks(a, b, pairing, options, beside, layers), about, finish)
+    return Study(
+        "similarity", _tasks(a, b, pairing, options, beside, layers, device), about, finish
+    )
 
 
 def finish(
@@ -264,6 +266,7 @@ def _tasks(
     options: Options,
     beside: Mapping[str, tuple[Reference, ...]],
     layers: Mapping[str, Others],
+    device: str,
 ) -> list[Task]:
     tasks = []
     for name, other in pairing.partners.items():
@@ -277,6 +280,7 @@ def _tasks(
                 name,
                 _rows,
                 (other, one, two, mine, beside[name], others),
+                device=device,
                 **cost(*sites),
             )
         )
@@ -291,11 +295,13 @@ def _rows(
     options: Options,
     beside: tuple[Reference, ...],
     others: Others | None,
+    *,
+    device: str,
 ) -> Iterator[Row]:
     sites = (a.site(module), b.site(other))
     if not options.sides:
         raise _in_other_order(module)
-    updates = [s[name].to(options.device) for s, name in ((a, module), (b, other))]
+    updates = [s[name].to(device) for s, name in ((a, module), (b, other))]
     check_shapes(module, updates, options.sides)
     one, two = (
         measured(update, options, limit)

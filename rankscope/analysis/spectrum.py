@@ -91,7 +91,7 @@ def spectrum_study(
         "notes": list(updates.notes),
     }
     tasks = [
-        Task(site.module, _rows, (updates.only(site.module), device, seed), **cost(site))
+        Task(site.module, _rows, (updates.only(site.module), seed), device=device, **cost(site))
         for site in updates.sites
     ]
     return Study("spectrum", tasks, about, finish)
@@ -105,7 +105,7 @@ def finish(
     return SpectrumResult(table, about["provenance"], tuple(about["notes"]), tuple(failures))
 
 
-def _rows(module: str, updates: UpdateSet, device: str, seed: int) -> Iterator[Row]:
+def _rows(module: str, updates: UpdateSet, seed: int, *, device: str) -> Iterator[Row]:
     subject = read_subject(updates, module, device, seed)
     result = subject.spectrum()
     yield {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rankscope.analysis.budget import parse_budget
-from rankscope.analysis.devices import resolve_device
+from rankscope.analysis.devices import resolve_device, with_room
 from rankscope.analysis.engine import map_modules
 from rankscope.errors import AdapterError, UpdateError
 from rankscope.io.adapters.family import factored_site
@@ -133,7 +133,10 @@ class _Cutter:
 
     def _values(self, module: str, budget: int) -> Tensor:
         """Return as many singular values as the budget could pay for, without round-off."""
-        site, update = self.updates.site(module), self.updates[module].to(self.device)
+        return with_room(self.device, lambda device: self._values_on(device, module, budget))[0]
+
+    def _values_on(self, device: str, module: str, budget: int) -> Tensor:
+        site, update = self.updates.site(module), self.updates[module].to(device)
         self._kernel(site, update)  # what PEFT could not load takes nothing from the rest
         most = max(budget // sum(site.shape), 1)
         spectrum = svd(update, _needed(update, most), vectors=False)
@@ -141,7 +144,10 @@ class _Cutter:
 
     def piece(self, module: str, allotted: Mapping[str, int]) -> _Piece:
         """Return one module cut down, and the errors reached and possible."""
-        site, update = self.updates.site(module), self.updates[module].to(self.device)
+        return with_room(self.device, lambda device: self._piece_on(device, module, allotted))[0]
+
+    def _piece_on(self, device: str, module: str, allotted: Mapping[str, int]) -> _Piece:
+        site, update = self.updates.site(module), self.updates[module].to(device)
         kernel = self._kernel(site, update)
         most = self.size.rank or allotted.get(module)
         k = _needed(update, most)
@@ -163,7 +169,7 @@ class _Cutter:
         if not count:
             return _Piece(saved_name(site), row, None)
         factors = self._factors(spectrum, count)
-        error = _error(update, factors.to(self.device), spectrum.energy)
+        error = _error(update, factors.to(device), spectrum.energy)
         # The best is a difference of energies where the spectrum is partial: never above it.
         best = min(math.sqrt(rest), error)
         return _Piece(

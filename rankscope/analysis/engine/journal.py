@@ -269,14 +269,15 @@ def _head(content: Mapping[str, Any]) -> Head:
 def _content(outcome: Outcome) -> dict[str, Any]:
     if outcome.error is not None:
         return {"item": outcome.item, "failure": outcome.error.parts()}
-    return {"item": outcome.item, "rows": list(outcome.rows)}
+    moved = {"moved": True} if outcome.moved else {}
+    return {"item": outcome.item, "rows": list(outcome.rows), **moved}
 
 
 def _outcome(content: Mapping[str, Any]) -> Outcome:
     failure = content.get("failure")
     if failure is not None:
         return Outcome(content["item"], error=RankscopeError(**failure))
-    return Outcome(content["item"], tuple(content["rows"]))
+    return Outcome(content["item"], tuple(content["rows"]), moved=content.get("moved", False))
 
 
 def _difference(found: Head, head: Head) -> str:

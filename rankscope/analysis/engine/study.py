@@ -123,8 +123,7 @@ def run(study: Study, how: How) -> Result:
                 done[outcome.item] = outcome if journal is None else journal.append(outcome)
     mine = {task.item for task in tasks}
     items = [task.item for task in study.tasks if task.item in mine]
-    result = finished(study.finish, study.about, [done[item] for item in items])
-    return replace(result, notes=(*result.notes, *notes)) if notes else result
+    return _noted(finished(study.finish, study.about, [done[item] for item in items]), notes)
 
 
 def remaining(study: Study, how: How) -> list[Task]:
@@ -149,7 +148,14 @@ def finished(finish: Finish, about: Mapping[str, Any], outcomes: Sequence[Outcom
     if outcomes and len(failures) == len(outcomes) and outcomes[0].error is not None:
         raise outcomes[0].error
     rows = [row for outcome in outcomes for row in outcome.rows]
-    return finish(rows, failures, about)
+    result = finish(rows, failures, about)
+    moved = ", ".join(outcome.item for outcome in outcomes if outcome.moved)
+    note = f"measured on the CPU, since the device had no room: {moved}"
+    return _noted(result, [note] if moved else [])
+
+
+def _noted(result: Result, notes: Sequence[str]) -> Result:
+    return replace(result, notes=(*result.notes, *notes)) if notes else result
 
 
 def threads_of(how: How) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rankscope.analysis.devices import with_room
 from rankscope.errors import RankscopeError, UpdateError
 
 __all__ = ["Outcome", "Row", "Task", "WorkerLostError", "lost", "perform"]
@@ -38,6 +39,9 @@ class Task:
         About how many bytes it holds at its peak.
     size : int
         How many bytes it reads.
+    device : str, optional
+        Where `function` computes; it then takes it by this name. A module that does not fit
+        into the device's memory is measured on the CPU.
     """
 
     item: str
@@ -46,16 +50,31 @@ class Task:
     work: float = 1.0
     memory: int = 0
     size: int = 0
+    device: str | None = None
+
+    def rows(self) -> tuple[tuple[Row, ...], bool]:
+        """Return the item's rows, and whether the device had no room for it."""
+        if self.device is None:
+            return tuple(self.function(self.item, *self.arguments)), False
+        return with_room(
+            self.device,
+            lambda device: tuple(self.function(self.item, *self.arguments, device=device)),
+        )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The rows of one item, or why there are none; `seconds` is how long it took."""
+    """The rows of one item, or why there are none.
+
+    `seconds` is how long it took, `moved` whether the device had no room for it, so that the CPU
+    took it.
+    """
 
     item: str
     rows: tuple[Row, ...] = ()
     error: RankscopeError | None = None
     seconds: float = 0.0
+    moved: bool = False
 
 
 def perform(task: Task, threads: int) -> Outcome:
@@ -65,20 +84,17 @@ def perform(task: Task, threads: int) -> Outcome:
     start = time.perf_counter()
     rows: tuple[Row, ...] = ()
     error: RankscopeError | None = None
+    moved = False
     try:
-        rows = tuple(task.function(task.item, *task.arguments))
+        rows, moved = task.rows()
     except RankscopeError as told:
         error = told
-    except torch.OutOfMemoryError as told:
-        error = _out_of_memory(task, str(told), "use --device cpu for this module (--include)")
-    except MemoryError:
-        error = _out_of_memory(
-            task, "an allocation that failed", "use fewer --jobs, or give a --memory limit"
-        )
+    except (torch.OutOfMemoryError, MemoryError) as told:
+        error = _out_of_memory(task, str(told) or "an allocation that failed")
     except Exception as unexpected:  # one module must not cost the others
         error = _unexpected(task, unexpected)
         error.__cause__ = unexpected  # for --debug
-    return Outcome(task.item, rows, error, time.perf_counter() - start)
+    return Outcome(task.item, rows, error, time.perf_counter() - start, moved)
 
 
 def lost(task: Task, got: str) -> Outcome:
@@ -93,13 +109,13 @@ def lost(task: Task, got: str) -> Outcome:
     return Outcome(task.item, error=error)
 
 
-def _out_of_memory(task: Task, got: str, fix: str) -> RankscopeError:
+def _out_of_memory(task: Task, got: str) -> RankscopeError:
     return UpdateError(
         "there is not enough memory for this module",
         where=task.item,
         expected=f"about {task.memory / 1e9:.1f} GB" if task.memory else "enough memory",
         got=" ".join(got.split())[:200],
-        fix=fix,
+        fix="use fewer --jobs, or give a --memory limit",
     )
 
 
