@@ -2,15 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import work
 from commands import COMMANDS, ONE, arguments_of, ask, with_files, write_sources
+from loopback import loopback
 from work import squares, study
 
 from rankscope.analysis.engine import Task, cluster, run
@@ -24,50 +22,15 @@ pytestmark = [
 ]
 
 
-def started(*arguments, folder):
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE": "False",
-    }
-    with (folder / "log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", *arguments], env=environment, cwd=folder, stdout=log, stderr=log
-        )
-
-
 @pytest.fixture(scope="module")
 def scheduler(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cluster")
-    file = folder / "scheduler.json"
-    own = ("--port", "0", "--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(file))
-    processes = [started("distributed.cli.dask_scheduler", *own, folder=folder)]
-    until = time.monotonic() + 60
-    while not file.exists():
-        assert time.monotonic() < until, (folder / "log").read_text()
-        time.sleep(0.1)
-    address = json.loads(file.read_text())["address"]
-    many = ("--nworkers", "2", "--nthreads", "1", "--no-dashboard", "--local-directory")
-    processes.append(
-        started("distributed.cli.dask_worker", address, *many, str(folder), folder=folder)
-    )
-    _wait_for_workers(address, 2)
-    yield file
-    for process in reversed(processes):
-        process.terminate()
-        process.wait(30)
+    with loopback(tmp_path_factory.mktemp("cluster")) as file:
+        yield file
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     return write_sources(tmp_path_factory.mktemp("sources"))
-
-
-def _wait_for_workers(address, count):
-    from distributed import Client
-
-    client = Client(address, timeout=60, set_as_default=False)
-    client.wait_for_workers(count, timeout=120)
-    client.close()
 
 
 def content(result):
