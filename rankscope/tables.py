@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 __all__ = ["as_latex", "as_markdown", "as_text", "plain", "short"]
+
+_PROBABILITIES = ("p_first", "p_full", "p_adjusted")
 
 
 def plain(value: Any) -> Any:
@@ -44,10 +46,11 @@ def short(value: float) -> str:
     return f"{value:.4g}"
 
 
-def as_text(table: pd.DataFrame) -> str:
+def as_text(table: pd.DataFrame, width: int | None = None) -> str:
     """Return aligned text: numbers to the right, words to the left.
 
-    Undefined cells are a dash, control characters are replaced.
+    Undefined cells are a dash, control characters are replaced. A table that is wider than
+    `width` characters is cut between columns, and each part begins with the first column.
 
     Examples
     --------
@@ -56,13 +59,31 @@ def as_text(table: pd.DataFrame) -> str:
     q          8
     embed  0.125
     """
-    columns = []
-    for name in table.columns:
-        cells = [str(name), *map(_cell, table[name])]
-        width = max(map(len, cells))
-        number = pd.api.types.is_numeric_dtype(table[name])
-        columns.append([c.rjust(width) if number else c.ljust(width) for c in cells])
-    return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
+    columns = [_column(table, name) for name in table.columns]
+    return "\n\n".join(
+        "\n".join("  ".join(row).rstrip() for row in zip(*part, strict=True))
+        for part in _parts(columns, width)
+    )
+
+
+def _column(table: pd.DataFrame, name: str) -> list[str]:
+    tiny = "<1e-300" if name in _PROBABILITIES else None  # 0 is what is too small for a float
+    cells = [str(name), *(tiny if tiny and c == 0 else _cell(c) for c in table[name])]
+    width = max(map(len, cells))
+    number = pd.api.types.is_numeric_dtype(table[name])
+    return [c.rjust(width) if number else c.ljust(width) for c in cells]
+
+
+def _parts(columns: list[list[str]], width: int | None) -> Iterator[list[list[str]]]:
+    """Yield the columns in groups that fit; at least one beside the first, which all share."""
+    part: list[list[str]] = columns[:1]
+    for column in columns[1:]:
+        together = sum(len(one[0]) + 2 for one in [*part, column]) - 2
+        if width is not None and together > width and len(part) > 1:
+            yield part
+            part = columns[:1]
+        part = [*part, column]
+    yield part
 
 
 def as_markdown(table: pd.DataFrame) -> str:

@@ -274,3 +274,49 @@ def test_real_process_keeps_stderr_empty_off_a_terminal(adapters):
     )
     assert done.stderr == ""
     json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    "option", [("--layer", "9"), ("--include", "attn*"), ("--kind", "up")], ids=str
+)
+@pytest.mark.parametrize("command", ["similarity", "rank", "compare"])
+def test_a_selection_of_nothing_says_what_there_is(adapters, command, option):
+    given = adapters[:1] if command == "rank" else adapters
+    told = assert_five_lines(run(command, *given, *option))
+    assert "the selection leaves no module" in told
+    assert "layers.0.q_proj; kinds q, v; layers 0 to 2" in told
+
+
+def test_a_misspelt_command_is_guessed(adapters):
+    result = run("similarty", *adapters)
+    assert result.exit_code == 2
+    assert "Did you mean 'similarity'?" in result.stderr
+
+
+def test_an_adapter_is_no_base(adapters):
+    assert "an adapter is no base" in assert_five_lines(run("rank", "--base", *adapters))
+
+
+def test_a_source_against_itself_is_named(adapters):
+    assert "A and B are the same files" in run("similarity", adapters[0], adapters[0]).stderr
+    assert "the same files" not in run("similarity", *adapters).stderr
+
+
+def test_the_cut_of_full_updates_is_named(tmp_path):
+    for n, name in enumerate(("base", "tuned", "other")):
+        weight = torch.randn(65, 65, generator=torch.Generator().manual_seed(n))
+        save_file({"layers.0.q_proj.weight": weight}, tmp_path / f"{name}.safetensors")
+    base, tuned, other = (tmp_path / f"{n}.safetensors" for n in ("base", "tuned", "other"))
+    told = run("similarity", tuned, other, "--base", base, "--max-i", "3", "-v").stderr
+    assert "other: of full updates the first 64 directions" in told
+    assert "tuned: of full" not in told
+
+
+def test_a_wide_table_is_cut_between_columns_for_a_narrow_terminal(adapters, monkeypatch):
+    whole = run("similarity", *adapters).stdout
+    monkeypatch.setenv("COLUMNS", "80")
+    parts = run("similarity", *adapters).stdout.split("\n\n")
+    assert max(map(len, "\n".join(parts).splitlines())) <= 80
+    assert all(part.startswith("module") for part in parts)
+    names = [name for part in parts for name in part.splitlines()[0].split()[1:]]
+    assert names == whole.splitlines()[0].split()[1:]

@@ -162,3 +162,11 @@ def test_grid_of_what_is_not_there(result):
 def test_info_has_no_figure(rng):
     with pytest.raises(RankscopeError, match="no figure"):
         rs.info(peft_tensors(["h.0.q"], 2, rng)).plot()
+
+
+def test_a_probability_too_small_for_a_number_is_not_printed_as_none():
+    table = pd.DataFrame({"p_full": [0.0, 1e-310], "p_shuffled": [0.0, 0.5]})
+    assert [line.split() for line in as_text(table).splitlines()[1:]] == [
+        ["<1e-300", "0"],
+        ["1e-310", "0.5"],
+    ]

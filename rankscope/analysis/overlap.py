@@ -25,6 +25,7 @@ from rankscope.spectra import Spectrum, svd
 from rankscope.updates import DenseUpdate, FactoredUpdate, Update
 
 __all__ = [
+    "DENSE_LIMIT",
     "SIDES",
     "Directions",
     "Measured",

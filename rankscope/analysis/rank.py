@@ -210,7 +210,12 @@ def _notes(table: pd.DataFrame, pairs: set[str], has_base: bool) -> list[str]:
             "right base?"
         )
     if has_base and table.relative_norm.isna().any():
-        notes.append("relative_norm is undefined where the base has no readable weight")
+        none = table.relative_norm.isna().all()
+        notes.append(
+            "the base has no weight of any of these modules: is it the right base?"
+            if none
+            else "relative_norm is undefined where the base has no readable weight"
+        )
     return notes
 
 

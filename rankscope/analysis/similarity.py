@@ -10,6 +10,7 @@ from rankscope.analysis.costs import cost
 from rankscope.analysis.devices import resolve_device
 from rankscope.analysis.engine import How, Row, Study, Task, run
 from rankscope.analysis.overlap import (
+    DENSE_LIMIT,
     SIDES,
     Options,
     check_shapes,
@@ -224,7 +225,13 @@ def similarity_study(
     }
     about = {
         "provenance": provenance("similarity", inputs, said, device),
-        "notes": [*pairing.notes, *_named_notes(zip(names, (a, b), strict=True))],
+        "notes": [
+            *pairing.notes,
+            *_named_notes(zip(names, (a, b), strict=True)),
+            *_same_note(a, b),
+            *(_cut_note(names[0], a) if max_i is None else ()),
+            *(_cut_note(names[1], b) if max_j is None else ()),
+        ],
         "names": list(names),
         "unmatched_a": list(pairing.unmatched_a),
         "unmatched_b": list(pairing.unmatched_b),
@@ -257,6 +264,19 @@ def finish(
 
 def _named_notes(sets: Iterable[tuple[str, UpdateSet]]) -> list[str]:
     return [f"{name}: {note}" for name, updates in sets for note in updates.notes]
+
+
+def _same_note(a: UpdateSet, b: UpdateSet) -> Iterator[str]:
+    if a.inputs and a.inputs == b.inputs:
+        yield "A and B are the same files: every similarity is that of an update with itself"
+
+
+def _cut_note(name: str, updates: UpdateSet) -> Iterator[str]:
+    if any(site.rank is None and min(site.shape) > DENSE_LIMIT for site in updates.sites):
+        yield (
+            f"{name}: of full updates the first {DENSE_LIMIT} directions are compared, unless "
+            "--max-i, --max-j say how many"
+        )
 
 
 def _tasks(

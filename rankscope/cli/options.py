@@ -70,7 +70,21 @@ class Selection:
         """Return the selected part of an open set."""
         chosen = updates.select(kind=self.kind, layer=self.layer)
         keep = [name for name in chosen.names if self._wants(name)]
+        if updates.names and not keep:
+            raise self._nothing_left(updates)
         return chosen.select(names=keep)
+
+    def _nothing_left(self, updates: UpdateSet) -> SourceError:
+        layers = sorted({site.layer for site in updates.sites if site.layer is not None})
+        return SourceError(
+            "the selection leaves no module",
+            where=updates.source,
+            expected="--layer, --kind, --include and --exclude that some modules meet",
+            got=f"{len(updates)} modules, such as {updates.names[0]}; "
+            f"kinds {', '.join(sorted({str(site.kind) for site in updates.sites}))}; "
+            f"layers {f'{layers[0]} to {layers[-1]}' if layers else 'none'}",
+            fix="a pattern must match the whole name: --include '*attn*'",
+        )
 
     def _wants(self, name: str) -> bool:
         included = not self.include or any(fnmatch.fnmatchcase(name, p) for p in self.include)

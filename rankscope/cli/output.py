@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -61,7 +63,7 @@ def deliver(
     if as_json:
         click.echo(json.dumps(result.to_dict(), allow_nan=False))
     elif not quiet:
-        click.echo(result.to_text())
+        click.echo(result.to_text(_terminal_width()))
         if verbose and (details := result.to_details()):
             click.echo(f"\n{details}")
     if not quiet:
@@ -71,6 +73,13 @@ def deliver(
         click.echo("\n".join([f"Error: {failure['module']}: {failure['what']}", *parts]), err=True)
     if result.failures:
         sys.exit(PARTLY_DONE)
+
+
+def _terminal_width() -> int | None:
+    """Return how many characters a reader's line holds, or None where no one reads lines."""
+    if sys.stdout.isatty() or os.environ.get("COLUMNS"):
+        return shutil.get_terminal_size().columns
+    return None
 
 
 def _print_notes(result: Result, verbose: bool) -> None:

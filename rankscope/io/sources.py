@@ -142,6 +142,8 @@ def open_updates(
         return _as_opened(source, base, alpha)
     opened = open_source(source, allow_pickle=allow_pickle)
     opened_base = None if base is None else open_source(base, allow_pickle=allow_pickle)
+    if opened_base is not None and opened_base.family is not None:
+        _check_holds_weights(opened_base)
     base_store = _own_base(opened) if opened_base is None else opened_base.store
     if opened.family is not None:
         context = Context(opened.store, opened.config, alpha, base_store)
@@ -153,6 +155,17 @@ def open_updates(
     else:
         raise _without_base(opened)
     return _split(updates, split, opened, opened_base)
+
+
+def _check_holds_weights(base: Opened) -> None:
+    if not _holds_its_base(base.store):
+        raise SourceError(
+            "an adapter is no base",
+            where=base.label,
+            expected="the weights that were tuned",
+            got=_shown(base.store),
+            fix="give the checkpoint first and its base after --base (base= in Python)",
+        )
 
 
 def _without_base(opened: Opened) -> SourceError:

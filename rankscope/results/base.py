@@ -126,9 +126,9 @@ class Result:
         """Return the part of the table that is printed: without the long columns."""
         return without_experts(self.table.drop(columns=list(self.hidden), errors="ignore"))
 
-    def to_text(self) -> str:
-        """Return the printed table, all rows of it."""
-        return as_text(self.shown())
+    def to_text(self, width: int | None = None) -> str:
+        """Return the printed table, all rows of it, in lines of at most `width` characters."""
+        return as_text(self.shown(), width)
 
     def to_details(self) -> str:
         """Return what is printed under the table on request; nothing for most results."""

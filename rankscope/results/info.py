@@ -37,13 +37,13 @@ class InfoResult(Result):
     tensors: pd.DataFrame | None = None
     metadata: dict[str, Any] | None = None
 
-    def to_text(self) -> str:
+    def to_text(self, width: int | None = None) -> str:
         """Return the table, then the lists and the metadata where they were asked for."""
-        parts = [super().to_text()]
+        parts = [super().to_text(width)]
         for table in map(without_experts, self._lists().values()):
             for source, rows in table.groupby("source", sort=False):
                 # A path in every line would push what counts out of the window.
-                parts.append(f"{source}\n{as_text(rows.drop(columns='source'))}")
+                parts.append(f"{source}\n{as_text(rows.drop(columns='source'), width)}")
         if self.metadata is not None:
             parts.append(json.dumps(plain(self.metadata), indent=1))
         return "\n\n".join(parts)

@@ -65,7 +65,7 @@ class Advice:
             "rows": self.table.to_dict(orient="records"),
         }
 
-    def to_text(self) -> str:
+    def to_text(self, width: int | None = None) -> str:
         """Return the ranks of a module side by side, the advised one's cost, and the pattern."""
         wide = self.table.pivot(index="module", columns="rule", values="rank")
         costs = self.chosen.set_index("module")[["relative_error", "parameters", "bytes"]]
@@ -73,7 +73,9 @@ class Advice:
         wide = wide[list(dict.fromkeys(self.table.rule))].join(costs).loc[order]
         size = f"{self.chosen.parameters.sum():,} parameters, {self.chosen.bytes.sum():,} bytes"
         pattern = json.dumps({"rank_pattern": self.rank_pattern}, ensure_ascii=False)
-        return f"{as_text(wide.reset_index())}\n{self.rule}: {size} in {self.dtype}\n{pattern}"
+        return (
+            f"{as_text(wide.reset_index(), width)}\n{self.rule}: {size} in {self.dtype}\n{pattern}"
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -124,9 +126,11 @@ class RankResult(Result):
         noise = ["rank_above_noise", "noise_share"]
         return shown if shown.noise_share.notna().any() else shown.drop(columns=noise)
 
-    def to_text(self) -> str:
+    def to_text(self, width: int | None = None) -> str:
         """Return the table, then the advice where it was asked for."""
-        parts = [super().to_text()] + ([] if self.advice is None else [self.advice.to_text()])
+        parts = [super().to_text(width)] + (
+            [] if self.advice is None else [self.advice.to_text(width)]
+        )
         return "\n\n".join(parts)
 
     def extra(self) -> dict[str, Any]:

@@ -59,12 +59,12 @@ class ResizeResult(Result):
         else:
             super().save(path)
 
-    def to_text(self) -> str:
+    def to_text(self, width: int | None = None) -> str:
         """Return the table and a line of totals."""
         kept, error = self.total["energy_kept"], self.total["relative_error"]
         size = f"{self.total['parameters']:,} parameters, {self.total['bytes']:,} bytes"
         totals = f"total: {size}, energy kept {short(kept)}, relative error {short(error)}"
-        return f"{super().to_text()}\n{totals}"
+        return f"{super().to_text(width)}\n{totals}"
 
     def extra(self) -> dict[str, Any]:
         """Return the totals and what the adapter does not hold."""

@@ -55,7 +55,7 @@ def planned(study: Study, how: How) -> Plan:
     note = (
         f"{len(table)} items, {table.bytes.sum() / 1e9:.3g} GB to read, "
         f"at most {min(largest, room.memory or largest) / 1e9:.3g} GB held at once beside "
-        f"{processes * BASE / 1e9:.3g} GB for {processes} processes, "
+        f"{processes * BASE / 1e9:.3g} GB for {processes} process{'es' * (processes > 1)}, "
         f"about {table.seconds.sum() / room.jobs:.3g} s with {room.jobs} at a time"
     )
     provenance = dict(study.as_run(how).about["provenance"])
