@@ -17,7 +17,7 @@ from rankscope.training.lora import (
     add_lora,
     lora_layers,
 )
-from rankscope.training.methods.method import Method
+from rankscope.training.methods.method import Method, MethodName
 from rankscope.training.model import GPT
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ __all__ = ["LoRA", "LoRAPlus", "RsLoRA"]
 class LoRA(Method):
     """Trains B and A of ΔW = (alpha/r) B A."""
 
-    name = "LoRA"
+    name: ClassVar[MethodName] = "LoRA"
     size = "number"
     scaled = True
     lr = 8e-4

@@ -55,12 +55,13 @@ class DoRALinear(LoRALinear):
             self.scale * functional.linear(dropped, self.lora_A), self.lora_B
         )
         gain = self.magnitude / self._turned_norms()
-        return (out + (gain - 1) * seen + gain * turned).to(out.dtype)
+        stretched: Tensor = out + (gain - 1) * seen + gain * turned
+        return stretched.to(out.dtype)
 
     @torch.no_grad()
-    @torch.autocast("cpu", enabled=False)
     def _turned_norms(self) -> Tensor:
-        return _norms(self.base.weight + self.scale * (self.lora_B @ self.lora_A))
+        with torch.autocast("cpu", enabled=False):  # a ratio near one needs float32
+            return _norms(self.base.weight + self.scale * (self.lora_B @ self.lora_A))
 
     @torch.no_grad()
     def delta(self) -> Tensor:

@@ -61,7 +61,7 @@ class Prefix(Method):
         """Freeze the model and give its attention prefixes."""
         model.requires_grad_(False)
         for index, block in enumerate(model.blocks):
-            block.attn.prefix = PrefixLayer(
+            block.get_submodule("attn").prefix = PrefixLayer(
                 width=model.architecture.width,
                 rank=int(config.rank or 0),
                 seed=config.init_seed,

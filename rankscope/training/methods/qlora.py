@@ -41,8 +41,9 @@ class NF4Linear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
+        # Flat: on a CPU, bitsandbytes unpacks rows wrongly that are no whole number of its blocks.
         packed, self._state = _functional().quantize_4bit(
-            linear.weight.detach(), quant_type="nf4", compress_statistics=True
+            linear.weight.detach().flatten(), quant_type="nf4", compress_statistics=True
         )
         self.register_buffer("packed", packed, persistent=False)
 
@@ -50,7 +51,18 @@ class NF4Linear(nn.Module):
     def unpacked(self) -> Tensor:
         """Return the weight that the four bits stand for, (out, in) float32."""
         weight: Tensor = _functional().dequantize_4bit(self.packed, self._state)
-        return weight
+        return weight.view(self.out_features, self.in_features)
+
+    @property
+    def weight(self) -> Tensor:
+        """There is none to change: what adds to it, as merging does, is refused."""
+        raise RankscopeError(
+            "a weight of four bits cannot take an update",
+            where="a layer of a run with --method QLoRA",
+            expected="adapters beside it",
+            got="a merge",
+            fix="merge the adapter into the base that the run began from",
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, in) to (…, out)."""
