@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rankscope.errors import UpdateError
-from rankscope.linalg.blocks import norm
+from rankscope.linalg.blocks import gram, mirror, norm
 from rankscope.linalg.certificate import root_errors, turns
-from rankscope.linalg.leading import leading_svd
+from rankscope.linalg.leading import leading_of_square, leading_svd
 from rankscope.linalg.svd import gram_svd, gram_values, thin_svd, thin_values
 from rankscope.updates import Update
 
@@ -170,7 +170,11 @@ class Leading:
     ) -> Decomposition:
         """Return the decomposition by `leading_svd`, or by `Gram` where that has none."""
         k = k or self.k
-        found = leading_svd(core, k, self.tolerance, norm(core))
+        size = norm(core)
+        found = leading_svd(core, k, self.tolerance, size)
+        if found is None:
+            square = mirror(gram(core if core.shape[0] >= core.shape[1] else core.T))
+            found = leading_of_square(core, square, k, self.tolerance, size)
         if found is None:
             note = f"not separated at k = {k} as far as was searched: computed in full"
             return replace(Gram().decompose(core, k, vectors=vectors), notes=(note,))

@@ -1,4 +1,4 @@
-"""Leading singular directions by block Golub-Kahan bidiagonalisation."""
+"""Leading directions by block Krylov spaces: of a matrix, or of its square."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rankscope.linalg.blocks import times, times_transposed
 
-__all__ = ["Ritz", "draw", "krylov", "rayleigh_ritz"]
+__all__ = ["Ritz", "draw", "krylov", "lanczos", "rayleigh_ritz"]
 
 # No seed that anyone draws a matrix from: the start must not be related to the matrix.
 _SEED = 0x9E3779B97F4A7C15 >> 1
@@ -26,7 +26,7 @@ class Ritz:
     values : (q,) Tensor
         Descending, float64; never above the true ones of the same index.
     residuals : (q,) Tensor
-        ``‖X.T u - s v‖`` of each; ``X v = s u`` holds for all.
+        ``‖X.T u - s v‖`` of each; ``X v = s u`` holds for all. Or an estimate of them.
     basis : (n, q) Tensor
         Of the Krylov space on the right side.
     coefficients : (q, q) Tensor
@@ -73,8 +73,7 @@ def krylov(
     if limit < block:
         return
     m, n = matrix.shape
-    left = matrix.new_empty(m, limit, dtype=dtype)
-    right = matrix.new_empty(n, limit + block, dtype=dtype)
+    left, right = _empty(matrix, m, limit, dtype), _empty(matrix, n, limit + block, dtype)
     bands = torch.zeros(limit, limit, dtype=torch.float64)
     right[:, :block] = torch.linalg.qr(draw(n, block, matrix, dtype, 0))[0]
     coupling = None
@@ -92,6 +91,42 @@ def krylov(
         if q + block >= due:
             due = int(1.35 * due)
             yield _ritz(bands[: q + block, : q + block], coupling, right[:, : q + block], limit)
+
+
+def lanczos(square: Float[Tensor, "n n"], block: int, limit: int) -> Iterator[Ritz]:
+    """Yield what ever larger Krylov spaces of ``X.T @ X`` know of X, in float64.
+
+    One product adds as much as two with X do, and only one side is orthogonalised. Values
+    below 1e-8 of the largest are lost.
+
+    Parameters
+    ----------
+    square : (n, n) Tensor
+        ``X.T @ X`` in float64.
+    block, limit : int
+        As for `krylov`.
+
+    References
+    ----------
+    .. [1] G. Golub and R. Underwood, "The block Lanczos method for computing eigenvalues",
+       Mathematical Software III (1977).
+    """
+    if limit < block:
+        return
+    basis = _empty(square, len(square), limit + block, square.dtype)
+    bands = torch.zeros(limit + block, limit + block, dtype=torch.float64)
+    start = draw(len(square), block, square, square.dtype, 0)
+    basis[:, :block] = torch.linalg.qr(start)[0]
+    due = 4 * block
+    for q in range(0, limit - block + 1, block):
+        here, ahead = slice(q, q + block), slice(q + block, q + 2 * block)
+        product = square @ basis[:, here]
+        bands[here, here] = (basis[:, here].T @ product).cpu()
+        basis[:, ahead], coupling = _orthonormal(product, basis[:, : q + block])
+        bands[ahead, here] = coupling.cpu()
+        if q + block >= due:
+            due = int(1.25 * due)
+            yield _rooted(bands[: q + block, : q + block], coupling, basis[:, : q + block], limit)
 
 
 def rayleigh_ritz(
@@ -123,6 +158,11 @@ def draw(
     return torch.randn(rows, columns, generator=rng, dtype=dtype).to(like.device)
 
 
+def _empty(like: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Return a matrix by columns: those that are never written take no memory."""
+    return like.new_empty(columns, rows, dtype=dtype).T
+
+
 def _orthonormal(
     block: Float[Tensor, "m b"], basis: Float[Tensor, "m q"]
 ) -> tuple[Float[Tensor, "m b"], Float[Tensor, "b b"]]:
@@ -143,3 +183,16 @@ def _ritz(
     last = left[-len(coupling) :]
     residuals = torch.linalg.vector_norm(coupling.double().cpu() @ last, dim=0)
     return Ritz(values, residuals, basis, right.T.to(basis.device), room)
+
+
+def _rooted(
+    bands: Float[Tensor, "q q"],
+    coupling: Float[Tensor, "b b"],
+    basis: Float[Tensor, "n q"],
+    room: int,
+) -> Ritz:
+    squares, vectors = (x.flip(-1) for x in torch.linalg.eigh(bands))  # of the lower triangle
+    values = squares.clamp_min(0).sqrt()
+    residuals = torch.linalg.vector_norm(coupling.cpu() @ vectors[-len(coupling) :], dim=0)
+    residuals /= values.clamp_min(1e-300)
+    return Ritz(values, residuals, basis, vectors.to(basis.device), room)
