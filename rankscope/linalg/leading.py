@@ -18,7 +18,15 @@ from rankscope.linalg.certificate import (
     turns,
     value_errors,
 )
-from rankscope.linalg.krylov import Ritz, krylov, lanczos, rayleigh_ritz
+from rankscope.linalg.krylov import (
+    Ritz,
+    Space,
+    Triplets,
+    krylov,
+    lanczos,
+    power_step,
+    rayleigh_ritz,
+)
 
 __all__ = ["Certified", "leading_of_square", "leading_svd"]
 
@@ -43,7 +51,7 @@ _USUAL_GAP = 0.05
 # Residuals so far below what is wanted that more of them will not help.
 _ENOUGH = math.log(1e-3)
 # Convergence speeds up: so many times its present rate is hoped for.
-_PATIENCE = 2.0
+_PATIENCE = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +91,10 @@ class _Problem:
         """Return how many of the values wanted are more than round-off."""
         return int((values[: self.k] > self.floor * values[0]).sum())
 
-    def blur(self, values: Float[Tensor, " c"]) -> float:
-        """Return the sine by which float64 round-off may turn the directions wanted."""
+    def turn(self, values: Float[Tensor, " c"], blur: float) -> float:
+        """Return the sine by which round-off, in float64 and `blur`, may turn the directions."""
         kept = self.kept(values)
-        error = max(self.matrix.shape) * torch.finfo(torch.float64).eps * values[0].item()
+        error = blur + max(self.matrix.shape) * torch.finfo(torch.float64).eps * values[0].item()
         following = values[kept] if len(values) > kept else values.new_tensor(0.0)
         return turns(values[kept - 1] - following, error).item()
 
@@ -170,37 +178,46 @@ def _turned(found: Certified | None) -> Certified | None:
     return found and replace(found, left=found.right, right=found.left)
 
 
-def _found(problem: _Problem, spaces: Iterator[Ritz]) -> tuple[Certified | None, bool]:
+def _found(problem: _Problem, spaces: Iterator[Space]) -> tuple[Certified | None, bool]:
     """Return the first result that is certified, and whether the search resolves the values.
 
     None as soon as there is no hope for one.
     """
-    before = None
-    for ritz in spaces:
-        if len(ritz.values) <= problem.k:
+    before, due = (0, math.inf), problem.k + 1
+    for space in spaces:
+        size = space.basis.shape[1]
+        if size < due:
             continue
+        ritz = space.ritz()
         if problem.floor > _FLOORS[1] and problem.kept(ritz.values) < problem.k:
             return None, False
-        now = (len(ritz.values), _shortfall(ritz, problem))
-        if before is not None and _hopeless(before, now, ritz.room):
+        now = (size, _shortfall(ritz, problem))
+        rate = (before[1] - now[1]) / (size - before[0])
+        if _hopeless(rate, now, space.room):
             break
-        before = now
         count = _aside(ritz, problem)
         found = _certified(problem, ritz, count) if count else None
         if found is not None:
             return found, True
         if now[1] < _ENOUGH:  # precise, but not separated from what follows
             break
+        before, due = now, _due(rate, now)
     return None, True
 
 
-def _hopeless(before: tuple[int, float], now: tuple[int, float], room: int) -> bool:
-    """Whether residuals that shrink as they did will still be too large when room ends."""
+def _hopeless(rate: float, now: tuple[int, float], room: int) -> bool:
+    """Whether residuals that shrink at this rate will still be too large when room ends."""
     # At first residuals hardly shrink: nothing can be said of spaces that are still small.
-    if now[1] <= 0 or now[0] < room // 2:
+    if now[1] <= 0 or now[0] < room // 3:
         return False
-    rate = (before[1] - now[1]) / (now[0] - before[0])
     return rate * (room - now[0]) * _PATIENCE < now[1]
+
+
+def _due(rate: float, now: tuple[int, float]) -> float:
+    """Return the size at which to look again: by then, at this rate, or a fifth larger."""
+    size, shortfall = now
+    expected = size + max(shortfall, 0.0) / rate if 0 < rate < math.inf else math.inf
+    return max(1.02 * size, min(expected, 1.2 * size))
 
 
 def _shortfall(ritz: Ritz, problem: _Problem) -> float:
@@ -224,7 +241,7 @@ def _aside(ritz: Ritz, problem: _Problem) -> int:
     while count <= min(converged, len(values) - 1):
         following = values[count].item()
         sines = cut_sines(values[:count], residuals[:count], _BLUNT * following, kept)
-        if sines[-1] + problem.blur(values[: count + 1]) <= problem.tolerance / 2:
+        if sines[-1] + problem.turn(values[: count + 1], 0.0) <= problem.tolerance / 2:
             now = count + _STEP / math.acosh(last / max(following, 1e-3 * last))
             best, cost = (count, now) if now < cost else (best, cost)
         count = math.ceil(1.1 * count)
@@ -233,26 +250,31 @@ def _aside(ritz: Ritz, problem: _Problem) -> int:
 
 def _certified(problem: _Problem, ritz: Ritz, count: int) -> Certified | None:
     following, k = ritz.values[count].item(), problem.k
-    left, s, right, norms = _polished(problem, ritz, count)
+    found = _polished(problem, ritz, count)
+    s, norms = found.values, _norms(found)
     kept = problem.kept(s)
     dtype, slack = _arithmetic(problem, s[kept - 1].item() - following)
-    guess, blur = max(following, slack), problem.blur(s)
-    bounds = remainder_bounds(
-        problem.matrix, left.to(dtype), right.to(dtype), guess, len(ritz.values)
-    )
+    left, right = found.left.to(dtype), found.right.to(dtype)
+    guess, turn = max(following, slack), problem.turn(s, found.blur)
+    bounds = remainder_bounds(problem.matrix, left, right, guess, len(ritz.values))
     for rest in chain([_frobenius(problem.size, s, norms)], bounds):
-        sines = cut_sines(s, norms, rest + slack, kept)
-        if sines[-1] + blur <= problem.tolerance:
+        sines = cut_sines(s, norms, rest + slack, kept) + turn
+        if sines[-1] <= problem.tolerance:
             tail, errors = _tail_and_errors(s, norms, rest + slack, kept)
+            missing = errors.new_ones(k - kept)
             return Certified(
-                left[:, :k],
+                found.left[:, :k],
                 s[:k],
-                right[:, :k],
-                tail,
-                torch.cat([errors, errors.new_full((k - kept,), tail)]),
-                torch.cat([sines, sines.new_full((k - kept,), torch.inf)]),
+                found.right[:, :k],
+                tail + found.blur,
+                torch.cat([errors, tail * missing]) + found.blur,
+                torch.cat([sines, torch.inf * missing]),
             )
     return None
+
+
+def _norms(found: Triplets) -> Float[Tensor, " c"]:
+    return torch.linalg.vector_norm(found.residual, dim=0) + 2 * found.blur
 
 
 def _arithmetic(problem: _Problem, gap: float) -> tuple[torch.dtype, float]:
@@ -280,19 +302,17 @@ def _tail_and_errors(
     return tail, torch.minimum(errors, value_errors(first, math.hypot(inner, outer), rest))
 
 
-def _polished(
-    problem: _Problem, ritz: Ritz, count: int
-) -> tuple[Float[Tensor, "m c"], Float[Tensor, " c"], Float[Tensor, "n c"], Float[Tensor, " c"]]:
-    """Return triplets and residuals after as many power steps as are wanted and help."""
-    rest, start, before = _BLUNT * ritz.values[count].item(), ritz.right(count), math.inf
-    for step in range(1 + _POLISH):
-        left, s, right, residual = rayleigh_ritz(problem.matrix, start)
-        norms = torch.linalg.vector_norm(residual, dim=0)
-        sine = cut_sines(s, norms, rest, problem.kept(s))[-1].item()
-        if step == _POLISH or sine <= 0.75 * problem.tolerance or sine > before / 2:
+def _polished(problem: _Problem, ritz: Ritz, count: int) -> Triplets:
+    """Return triplets after as many power steps as are wanted and help."""
+    rest, before = _BLUNT * ritz.values[count].item(), math.inf
+    found = rayleigh_ritz(problem.matrix, ritz.right(count))
+    for _ in range(_POLISH):
+        sines = cut_sines(found.values, _norms(found), rest, problem.kept(found.values))
+        sine = sines[-1].item() + problem.turn(found.values, found.blur)
+        if sine <= 0.75 * problem.tolerance or sine > before / 2:
             break
-        start, before = right * s + residual, sine
-    return left, s, right, norms
+        found, before = power_step(problem.matrix, found, problem.size), sine
+    return found
 
 
 def _frobenius(size: float, s: Float[Tensor, " c"], norms: Float[Tensor, " c"]) -> float:
