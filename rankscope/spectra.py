@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rankscope.errors import UpdateError
-from rankscope.linalg.blocks import norm
+from rankscope.linalg.blocks import gram, mirror, norm
 from rankscope.linalg.certificate import root_errors, turns
-from rankscope.linalg.leading import leading_svd
+from rankscope.linalg.leading import leading_of_square, leading_svd
 from rankscope.linalg.svd import gram_svd, gram_values, thin_svd, thin_values
 from rankscope.updates import Update
 
@@ -73,11 +73,11 @@ class Method(Protocol):
     """How the core of an update is decomposed."""
 
     def decompose(
-        self, core: Float[Tensor, "p q"], k: int | None, *, vectors: bool
+        self, core: Float[Tensor, "p q"], k: int | None, size: float, *, vectors: bool
     ) -> Decomposition:
         """Return the first `k` singular values, all of them where it is None.
 
-        `core` is finite, float32 or float64, and neither huge nor tiny.
+        `core` is finite, float32 or float64, neither huge nor tiny, and of norm `size`.
         """
 
 
@@ -90,7 +90,7 @@ class Exact:
     """
 
     def decompose(
-        self, core: Float[Tensor, "p q"], k: int | None, *, vectors: bool
+        self, core: Float[Tensor, "p q"], k: int | None, size: float, *, vectors: bool
     ) -> Decomposition:
         """Return the decomposition by `thin_svd`."""
         left, s, right = thin_svd(core) if vectors else (None, thin_values(core), None)
@@ -112,10 +112,21 @@ class Gram:
     """
 
     def decompose(
-        self, core: Float[Tensor, "p q"], k: int | None, *, vectors: bool
+        self, core: Float[Tensor, "p q"], k: int | None, size: float, *, vectors: bool
     ) -> Decomposition:
         """Return the decomposition by `gram_svd`."""
-        left, s, right = gram_svd(core, k) if vectors else (None, gram_values(core), None)
+        return self.of_square(core, None, k, vectors=vectors)
+
+    def of_square(
+        self,
+        core: Float[Tensor, "p q"],
+        square: Float[Tensor, "n n"] | None,
+        k: int | None,
+        *,
+        vectors: bool,
+    ) -> Decomposition:
+        """Return the decomposition, from the short side's Gram matrix where that is known."""
+        left, s, right = gram_svd(core, k, square) if vectors else (None, gram_values(core), None)
         values, tail = _cut(s, k)
         largest = values[0].item() if len(values) else 0.0
         blur = max(core.shape) * torch.finfo(torch.float64).eps * largest**2
@@ -166,14 +177,17 @@ class Leading:
             )
 
     def decompose(
-        self, core: Float[Tensor, "p q"], k: int | None, *, vectors: bool
+        self, core: Float[Tensor, "p q"], k: int | None, size: float, *, vectors: bool
     ) -> Decomposition:
         """Return the decomposition by `leading_svd`, or by `Gram` where that has none."""
         k = k or self.k
-        found = leading_svd(core, k, self.tolerance, norm(core))
+        found = leading_svd(core, k, self.tolerance, size)
+        if found is None:
+            square = mirror(gram(_tall(core)))
+            found = leading_of_square(core, square, k, self.tolerance, size)
         if found is None:
             note = f"not separated at k = {k} as far as was searched: computed in full"
-            return replace(Gram().decompose(core, k, vectors=vectors), notes=(note,))
+            return replace(Gram().of_square(core, square, k, vectors=vectors), notes=(note,))
         return Decomposition(
             found.values,
             found.left if vectors else None,
@@ -197,14 +211,14 @@ class Auto:
     limit: int = 1024
 
     def decompose(
-        self, core: Float[Tensor, "p q"], k: int | None, *, vectors: bool
+        self, core: Float[Tensor, "p q"], k: int | None, size: float, *, vectors: bool
     ) -> Decomposition:
         """Return the decomposition by the method that the short side and `k` select."""
         side = min(core.shape)
         method: Method = Exact()
         if side > self.limit:
             method = Leading(k) if k is not None and 8 * k <= side else Gram()
-        return method.decompose(core, k, vectors=vectors)
+        return method.decompose(core, k, size, vectors=vectors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,12 +324,15 @@ def svd(
     if isinstance(method, Leading):
         k = min(method.k, k or method.k)
     left_basis, core, right_basis = update.compress()
-    unit = _unit(core)
-    scaled = core if unit == 1.0 else core * (1 / unit)
-    size = norm(scaled)
+    size, unit, scaled = norm(core), 1.0, core
+    # Nearly always the norm alone tells that no square overflows or vanishes.
+    if not 1e-10 * math.sqrt(core.numel()) < size < 1e10:
+        unit = _unit(core)
+        scaled = core if unit == 1.0 else core * (1 / unit)
+        size = norm(scaled)
     count = min(update.ceiling, k or update.ceiling)
     if size:
-        found = (method or Auto()).decompose(scaled, k, vectors=vectors)
+        found = (method or Auto()).decompose(scaled, k, size, vectors=vectors)
     else:
         found = _nothing(core, count)
     count = min(count, len(found.values))
@@ -384,6 +401,10 @@ def _nothing(core: Float[Tensor, "p q"], count: int) -> Decomposition:
     none = core.new_zeros(count, dtype=torch.float64)
     left, right = (torch.eye(n, count, dtype=torch.float64, device=core.device) for n in (p, q))
     return Decomposition(none, left, right, 0.0, "exact", none, none)
+
+
+def _tall(core: Float[Tensor, "p q"]) -> Float[Tensor, "m n"]:
+    return core if core.shape[0] >= core.shape[1] else core.T
 
 
 def _cut(s: Float[Tensor, " n"], k: int | None) -> tuple[Float[Tensor, " k"], float]:

@@ -10,10 +10,23 @@ from hypothesis import strategies as st
 from oracles import gaussian, haar, with_spectrum
 
 from rankscope.errors import UpdateError
-from rankscope.linalg.blocks import all_finite, gram, norm, subtract, times, times_transposed
-from rankscope.linalg.certificate import coupled_norm, remainder_bounds, value_errors
-from rankscope.linalg.krylov import krylov, rayleigh_ritz
-from rankscope.linalg.leading import leading_svd
+from rankscope.linalg.blocks import (
+    all_finite,
+    gram,
+    mirror,
+    norm,
+    subtract,
+    times,
+    times_transposed,
+)
+from rankscope.linalg.certificate import (
+    coupled_norm,
+    cut_sines,
+    remainder_bounds,
+    value_errors,
+)
+from rankscope.linalg.krylov import krylov, lanczos, power_step, rayleigh_ritz
+from rankscope.linalg.leading import leading_of_square, leading_svd
 from rankscope.linalg.svd import gram_svd
 from rankscope.spectra import Auto, Exact, Gram, Leading, svd
 from rankscope.updates import DenseUpdate, FactoredUpdate
@@ -260,34 +273,44 @@ class TestLeading:
         with pytest.raises(UpdateError, match="leading directions"):
             Leading(k, tolerance)
 
-    @settings(max_examples=60)
+    @settings(max_examples=100)
     @given(
         seed=st.integers(0, 2**31),
         k=st.integers(1, 12),
         shape=st.sampled_from([(200, 200), (150, 400), (400, 150)]),
         power=st.floats(0.05, 3.0),
         spikes=st.integers(0, 14),
-        tolerance=st.sampled_from([1e-8, 1e-6, 1e-3, 1e-2]),
+        tied=st.booleans(),
+        tolerance=st.sampled_from([1e-10, 1e-8, 1e-6, 1e-3, 1e-2]),
+        dtype=st.sampled_from([torch.float32, torch.float64]),
     )
-    def test_certificate_is_honest(self, seed, k, shape, power, spikes, tolerance):
+    def test_certificate_is_honest(self, seed, k, shape, power, spikes, tied, tolerance, dtype):
         s = torch.arange(1, 151, dtype=torch.float64) ** -power
         s[:spikes] += torch.rand(spikes, generator=seeded(seed), dtype=torch.float64) * 3
-        s = s.sort(descending=True).values
-        matrix = with_spectrum(s, *shape, seeded(seed))
-        found = leading_svd(matrix, k, tolerance, norm(matrix))
-        if found is None:
-            return
-        u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
-        round_off = 400 * EPS * s[0]
-        assert found.tail >= s[k] - round_off
-        assert ((found.values - s[:k]).abs() <= found.errors + round_off).all()
-        assert found.cut_errors[-1] <= 1.01 * tolerance
-        for i in range(1, k + 1):
-            slack = (4 * round_off / (s[i - 1] - s[i])).item()
-            allowed = found.cut_errors[i - 1].item() + slack
-            if allowed < 0.5:
-                assert sine(found.left[:, :i], u[:, :i]) <= allowed
-                assert sine(found.right[:, :i], vt[:i].T) <= allowed
+        s[k : k + 2] = s[k - 1] * (1 - (0.0 if tied else 1e-5))
+        matrix = with_spectrum(s.sort(descending=True).values, *shape, seeded(seed)).to(dtype)
+        size = norm(matrix)
+        tall = matrix if shape[0] >= shape[1] else matrix.T
+        for found in (
+            leading_svd(matrix, k, tolerance, size),
+            leading_of_square(matrix, square_of(tall), k, tolerance, size),
+        ):
+            if found is not None:
+                check_certificate(matrix.double(), found, k, tolerance)
+
+
+def check_certificate(matrix, found, k, tolerance):
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    round_off = max(matrix.shape) * EPS * s[0]
+    assert found.tail >= s[k] - round_off
+    assert ((found.values - s[:k]).abs() <= found.errors + round_off).all()
+    assert found.cut_errors[-1] <= tolerance
+    for i in range(1, k + 1):
+        slack = (4 * round_off / (s[i - 1] - s[i])).item()
+        allowed = found.cut_errors[i - 1].item() + slack
+        if allowed < 0.5:
+            assert sine(found.left[:, :i], u[:, :i]) <= allowed
+            assert sine(found.right[:, :i], vt[:i].T) <= allowed
 
 
 class TestRandomisedWithoutACertificate:
@@ -360,34 +383,94 @@ def test_coupling_moves_values_by_less_than_the_bound(seed, size):
     assert (moved <= value_errors(top, size, 2.0) + 1e-13).all()
 
 
-def test_krylov_values_never_exceed_the_true_ones_and_residuals_are_true():
+@given(seed=st.integers(0, 2**31), size=st.floats(1e-4, 0.3), gap=st.floats(0.0, 1.0))
+def test_cut_sines_bound_those_of_the_block_matrix(seed, size, gap):
+    rng = seeded(seed)
+    s = torch.tensor([5.0, 4.0, 4.0 - gap, 2.9], dtype=torch.float64)
+    rest = with_spectrum([2.0, 1.0], 6, 7, rng)
+    coupling = size * gaussian(4, 7, rng=rng)
+    coupling[:2] *= 0.01  # the first are found best
+    corner = torch.zeros(6, 4, dtype=torch.float64)
+    whole = torch.cat([torch.cat([torch.diag(s), coupling], 1), torch.cat([corner, rest], 1)])
+    sines = cut_sines(s, torch.linalg.vector_norm(coupling, dim=1), 2.0, 4)
+    u, _, vt = torch.linalg.svd(whole, full_matrices=False)
+    for i in range(1, 5):
+        for basis in (u[:, :i], vt[:i].T):
+            assert torch.linalg.matrix_norm(basis[i:], 2).item() <= sines[i - 1] + 1e-12
+
+
+def test_cut_sines_need_a_gap():
+    two, small, none = torch.tensor([2.0, 2.0]), torch.tensor([0.1, 0.1]), torch.zeros(2)
+    for residuals in (small, none):
+        sines = cut_sines(two, residuals, 1.0, 2)
+        assert torch.isinf(sines[0])
+        assert sines[1] < 0.2
+        assert torch.isinf(cut_sines(two, residuals, 2.0, 2)).all()
+    assert torch.isinf(cut_sines(none, none, 0.0, 2)).all()
+
+
+def square_of(matrix):
+    return mirror(gram(matrix))
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_krylov_values_never_exceed_the_true_ones_and_residuals_are_true(squared):
     matrix = decaying(200, 0.7, 9)
     truth = torch.linalg.svdvals(matrix)
-    for ritz in krylov(matrix, 16, 96, torch.float64):
+    square = lanczos(square_of(matrix), 16, 96)
+    sizes = []
+    for space in square if squared else krylov(matrix, 16, 96, torch.float64):
+        ritz = space.ritz()
         q = len(ritz.values)
-        assert (ritz.values <= truth[:q] + 1e-14).all()
+        sizes.append(q)
+        assert (ritz.values <= truth[:q] + 1e-13).all()
         right = ritz.right(q)
         torch.testing.assert_close(right.T @ right, torch.eye(q).double(), rtol=0, atol=1e-13)
         left = matrix @ right / ritz.values
         residuals = torch.linalg.vector_norm(matrix.T @ left - right * ritz.values, dim=0)
-        torch.testing.assert_close(ritz.residuals, residuals, rtol=1e-6, atol=1e-13)
+        torch.testing.assert_close(ritz.residuals, residuals, rtol=1e-6, atol=1e-12)
+    assert sizes == list(range(16, 97, 16))
 
 
-def test_krylov_finds_no_direction_twice_where_the_rank_ends():
+@pytest.mark.parametrize("squared", [False, True])
+def test_krylov_finds_no_direction_twice_where_the_rank_ends(squared):
     matrix = with_spectrum([4.0, 2.0, 1.0], 200, 180, seeded())
-    *_, ritz = krylov(matrix, 16, 64, torch.float64)
+    square = lanczos(square_of(matrix), 16, 64)
+    *_, space = square if squared else krylov(matrix, 16, 64, torch.float64)
+    ritz = space.ritz()
     torch.testing.assert_close(ritz.values[:3], torch.tensor([4.0, 2.0, 1.0]).double())
-    assert ritz.values[3] < 1e-14
+    assert ritz.values[3] < (1e-6 if squared else 1e-14)
     right = ritz.right(64)
     torch.testing.assert_close(right.T @ right, torch.eye(64).double(), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("matrix", [gaussian(50, 30, rng=seeded()), MATRICES["rank-deficient"]])
 def test_rayleigh_ritz_residuals_are_orthogonal_to_what_was_found(matrix):
-    left, s, right, residual = rayleigh_ritz(matrix, haar(matrix.shape[1], 7, seeded(1)))
-    torch.testing.assert_close(matrix @ right, left * s, rtol=0, atol=1e-13)
+    found = rayleigh_ritz(matrix, haar(matrix.shape[1], 7, seeded(1)))
+    left, right = found.left, found.right
+    torch.testing.assert_close(matrix @ right, left * found.values, rtol=0, atol=1e-13)
     torch.testing.assert_close(left.T @ left, torch.eye(7).double(), rtol=0, atol=1e-13)
-    assert (right.T @ residual).abs().max() < 1e-13
+    assert (right.T @ found.residual).abs().max() < 1e-13
+
+
+@given(seed=st.integers(0, 2**31), power=st.floats(0.1, 4.0), error=st.floats(1e-9, 0.1))
+def test_a_power_step_says_what_its_float32_products_blur(seed, power, error):
+    matrix = decaying(60, power, seed)
+    right = torch.linalg.svd(matrix).Vh.T[:, :7]
+    start = right + error * gaussian(60, 7, rng=seeded(seed + 1))
+    before = rayleigh_ritz(matrix, start)
+    found, exact = (
+        power_step(matrix, before, norm(matrix)),
+        rayleigh_ritz(matrix, before.image),
+    )
+    lack = matrix @ found.right - found.left * found.values
+    wrong = found.image - matrix.T @ found.left
+    for difference in (lack, wrong, found.values - exact.values):
+        assert difference.norm() <= found.blur + 1e-14
+    assert sine(found.right, exact.right) <= found.blur / exact.values[-1].item() + 1e-13
+    for side in (found.left, found.right):
+        torch.testing.assert_close(side.T @ side, torch.eye(7).double(), rtol=0, atol=1e-13)
+    assert found.blur < 1e-4 * error + 1e-9
 
 
 class TestBlocks:

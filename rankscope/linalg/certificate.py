@@ -17,6 +17,7 @@ from rankscope.linalg.krylov import draw
 __all__ = [
     "FAILURE",
     "coupled_norm",
+    "cut_sines",
     "remainder_bounds",
     "root_errors",
     "turns",
@@ -26,7 +27,7 @@ __all__ = [
 # The probability with which a bound on what remains is wrong, each time it is asked for.
 FAILURE = 1e-9
 _PROBES = 16
-_STEPS = 24
+_STEPS = 48
 
 
 def remainder_bounds(
@@ -89,6 +90,60 @@ def coupled_norm(first: float, coupling: float, rest: float) -> float:
     return math.sqrt((square + math.sqrt(max(square**2 - 4 * (first * rest) ** 2, 0.0))) / 2)
 
 
+def cut_sines(
+    values: Float[Tensor, " c"], residuals: Float[Tensor, " c"], rest: float, k: int
+) -> Float[Tensor, " k"]:
+    r"""Return bounds on the sines of the largest angles between found and true directions.
+
+    In orthonormal bases that begin with the directions found, X is
+
+    .. math::
+        \begin{pmatrix} S_1 & 0 & E_1 \\ 0 & S_2 & E_2 \\ 0 & 0 & C \end{pmatrix}
+
+    with the first i values found in :math:`S_1`, the others in :math:`S_2` and the residuals in
+    :math:`E`. The first i true directions, in three parts, and their values
+    :math:`\Sigma \ge s_i` satisfy :math:`V_3 \Sigma^2 - C^\top C V_3 = (E_1^\top U_1 +
+    E_2^\top U_2) \Sigma` and :math:`U_2 \Sigma^2 - S_2^2 U_2 = E_2 V_3 \Sigma`. With f =
+    ``s_i / (s_i² - ‖C‖²)`` and g = ``s_i / (s_i² - s_{i+1}²)`` that bounds :math:`\|V_3\|` by
+    :math:`f \|E_1\| / (1 - f g \|E_2\|^2)` and :math:`\|U_2\|` by :math:`g \|E_2\|
+    \|V_3\|`, and the other side's parts are no larger. So what counts is the gap to what was
+    not found; that to the next value enters in the second order only.
+
+    Parameters
+    ----------
+    values : (c,) Tensor
+        All singular values found, descending; ``X right = left * values``.
+    residuals : (c,) Tensor
+        ``‖X.T left - right * values‖`` of each.
+    rest : float
+        A bound on ``‖C‖₂``, all that was not found.
+    k : int
+        How many sines, at least 1.
+
+    Returns
+    -------
+    (k,) Tensor
+        Entry i bounds that of the first i + 1 directions, on both sides; infinite where
+        nothing is known, for instance between equal values.
+
+    Examples
+    --------
+    >>> cut_sines(torch.tensor([2.0]), torch.tensor([0.75]), 1.0, 1)  # 0.75 * 2 / (4 - 1)
+    tensor([0.5000])
+    """
+    squares = residuals.square()
+    inner = squares.cumsum(0).sqrt()[:k]
+    outer = torch.cat([squares.flip(0).cumsum(0).flip(0)[1:], squares.new_zeros(1)]).sqrt()[:k]
+    first, following = values[:k], torch.cat([values[1:], values.new_zeros(1)])[:k]
+    near = first / (first.square() - following.square())
+    far = first / (first.square() - rest**2)
+    aside = near * outer
+    coupled = far * aside * outer
+    sines = far * inner / (1 - coupled) * (1 + aside.square()).sqrt()
+    known = (first > following) & (first > rest) & (coupled < 1)
+    return torch.where(known, sines, torch.inf)
+
+
 def value_errors(
     values: Float[Tensor, " k"], coupling: float, remainder: float
 ) -> Float[Tensor, " k"]:
@@ -97,7 +152,7 @@ def value_errors(
     Parameters
     ----------
     values : (k,) Tensor
-        Singular values of the block, above `remainder`.
+        Singular values of the block; those not above `remainder` may be off by `coupling`.
     coupling : float
         Norm of the off-diagonal block, which is that of the residuals.
     remainder : float
@@ -113,7 +168,7 @@ def value_errors(
     >>> value_errors(torch.tensor([4.0]), 2.0, 1.0)  # 8 / (3 + sqrt(9 + 16))
     tensor([1.])
     """
-    gaps = values - remainder
+    gaps = (values - remainder).clamp_min(0)
     return 2 * coupling**2 / (gaps + (gaps.square() + 4 * coupling**2).sqrt()).clamp_min(1e-300)
 
 

@@ -1,4 +1,4 @@
-"""Leading singular directions by block Golub-Kahan bidiagonalisation."""
+"""Leading directions by block Krylov spaces: of a matrix, or of its square."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from torch import Tensor
 
 from rankscope.linalg.blocks import times, times_transposed
 
-__all__ = ["Ritz", "draw", "krylov", "rayleigh_ritz"]
+__all__ = ["Ritz", "Space", "Triplets", "draw", "krylov", "lanczos", "power_step", "rayleigh_ritz"]
 
 # No seed that anyone draws a matrix from: the start must not be related to the matrix.
 _SEED = 0x9E3779B97F4A7C15 >> 1
+# Where this share of every column is left after a projection, nothing cancelled.
+_WHOLE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,30 +28,66 @@ class Ritz:
     values : (q,) Tensor
         Descending, float64; never above the true ones of the same index.
     residuals : (q,) Tensor
-        ``‖X.T u - s v‖`` of each; ``X v = s u`` holds for all.
+        ``‖X.T u - s v‖`` of each; ``X v = s u`` holds for all. Or an estimate of them.
     basis : (n, q) Tensor
         Of the Krylov space on the right side.
     coefficients : (q, q) Tensor
         Of the right directions in that basis, one per column.
-    room : int
-        How large the space may yet become.
     """
 
     values: Float[Tensor, " q"]
     residuals: Float[Tensor, " q"]
     basis: Float[Tensor, "n q"]
     coefficients: Float[Tensor, "q q"]
-    room: int
 
     def right(self, count: int) -> Float[Tensor, "n count"]:
         """Return the first directions of the right side, orthonormal to the basis' rounding."""
         return self.basis @ self.coefficients[:, :count].to(self.basis.dtype)
 
 
+@dataclass(frozen=True, eq=False)
+class Space:
+    """A Krylov space, of which nothing is known until it is asked.
+
+    Attributes
+    ----------
+    bands : (q, q) Tensor
+        The matrix in bases of the space: banded, and of a square only the lower triangle.
+    coupling : (b, b) Tensor
+        What leads out of it from its last block.
+    basis : (n, q) Tensor
+        On the right side.
+    room : int
+        How large it may yet become.
+    squared : bool
+        Whether it is one of ``X.T @ X``.
+    """
+
+    bands: Float[Tensor, "q q"]
+    coupling: Float[Tensor, "b b"]
+    basis: Float[Tensor, "n q"]
+    room: int
+    squared: bool = False
+
+    def ritz(self) -> Ritz:
+        """Return the approximate singular triplets."""
+        coupling = self.coupling.double().cpu()
+        if self.squared:
+            squares, left = (x.flip(-1) for x in torch.linalg.eigh(self.bands))
+            values, right = squares.clamp_min(0).sqrt(), left
+        else:
+            left, values, right_t = torch.linalg.svd(self.bands)
+            right = right_t.T
+        residuals = torch.linalg.vector_norm(coupling @ left[-len(coupling) :], dim=0)
+        if self.squared:
+            residuals /= values.clamp_min(1e-300)
+        return Ritz(values, residuals, self.basis, right.to(self.basis.device))
+
+
 def krylov(
     matrix: Float[Tensor, "m n"], block: int, limit: int, dtype: torch.dtype
-) -> Iterator[Ritz]:
-    """Yield what ever larger Krylov spaces know, each about a third larger than the last.
+) -> Iterator[Space]:
+    """Yield ever larger Krylov spaces, each by a block larger than the last.
 
     Both sides are orthogonalised in full, so that no direction is found twice.
 
@@ -73,12 +111,10 @@ def krylov(
     if limit < block:
         return
     m, n = matrix.shape
-    left = matrix.new_empty(m, limit, dtype=dtype)
-    right = matrix.new_empty(n, limit + block, dtype=dtype)
+    left, right = _empty(matrix, m, limit, dtype), _empty(matrix, n, limit + block, dtype)
     bands = torch.zeros(limit, limit, dtype=torch.float64)
     right[:, :block] = torch.linalg.qr(draw(n, block, matrix, dtype, 0))[0]
     coupling = None
-    due = 2 * block
     for q in range(0, limit - block + 1, block):
         here, ahead = slice(q, q + block), slice(q + block, q + 2 * block)
         product = times(matrix, right[:, here])
@@ -89,30 +125,115 @@ def krylov(
         bands[here, here] = diagonal.double()
         product = times_transposed(matrix, left[:, here]) - right[:, here] @ diagonal.T
         right[:, ahead], coupling = _orthonormal(product, right[:, : q + block])
-        if q + block >= due:
-            due = int(1.35 * due)
-            yield _ritz(bands[: q + block, : q + block], coupling, right[:, : q + block], limit)
+        yield Space(bands[: q + block, : q + block], coupling, right[:, : q + block], limit)
 
 
-def rayleigh_ritz(
-    matrix: Float[Tensor, "m n"], basis: Float[Tensor, "n c"]
-) -> tuple[Float[Tensor, "m c"], Float[Tensor, " c"], Float[Tensor, "n c"], Float[Tensor, "n c"]]:
-    """Return the best singular triplets with right sides in a span, and their residuals.
+def lanczos(square: Float[Tensor, "n n"], block: int, limit: int) -> Iterator[Space]:
+    """Yield ever larger Krylov spaces of ``X.T @ X``, in float64.
 
-    All in float64: ``matrix @ right = left * s`` to rounding, and ``residual = matrix.T @ left
-    - right * s`` is what the span lacks.
+    One product adds as much as two with X do, and only one side is orthogonalised. Values
+    below 1e-8 of the largest are lost.
+
+    Parameters
+    ----------
+    square : (n, n) Tensor
+        ``X.T @ X`` in float64.
+    block, limit : int
+        As for `krylov`.
+
+    References
+    ----------
+    .. [1] G. Golub and R. Underwood, "The block Lanczos method for computing eigenvalues",
+       Mathematical Software III (1977).
+    """
+    if limit < block:
+        return
+    basis = _empty(square, len(square), limit + block, square.dtype)
+    bands = torch.zeros(limit + block, limit + block, dtype=torch.float64)
+    start = draw(len(square), block, square, square.dtype, 0)
+    basis[:, :block] = torch.linalg.qr(start)[0]
+    coupling = basis.new_zeros(block, block)
+    for q in range(0, limit - block + 1, block):
+        here, ahead = slice(q, q + block), slice(q + block, q + 2 * block)
+        product = square @ basis[:, here]
+        product -= basis[:, max(q - block, 0) : max(q, block)] @ coupling.T
+        diagonal = basis[:, here].T @ product
+        product -= basis[:, here] @ diagonal
+        bands[here, here] = diagonal.cpu()
+        basis[:, ahead], coupling = _orthonormal(product, basis[:, : q + block])
+        bands[ahead, here] = coupling.cpu()
+        known = slice(0, q + block)
+        yield Space(bands[known, known], coupling, basis[:, known], limit, squared=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Triplets:
+    """Orthonormal `left` and `right` with ``X right = left * values``.
+
+    Attributes
+    ----------
+    left, values, right : (m, c), (c,), (n, c) Tensor
+        float64, values descend.
+    image : (n, c) Tensor
+        ``X.T @ left``.
+    blur : float
+        Bounds the norm of what ``X right`` lacks of ``left * values``, beyond float64.
+    """
+
+    left: Float[Tensor, "m c"]
+    values: Float[Tensor, " c"]
+    right: Float[Tensor, "n c"]
+    image: Float[Tensor, "n c"]
+    blur: float
+
+    @property
+    def residual(self) -> Float[Tensor, "n c"]:
+        """``X.T @ left - right * values``: what the span lacks."""
+        return self.image - self.right * self.values
+
+
+def rayleigh_ritz(matrix: Float[Tensor, "m n"], basis: Float[Tensor, "n c"]) -> Triplets:
+    """Return the best singular triplets with right sides in a span, all in float64.
 
     Examples
     --------
-    >>> left, s, right, residual = rayleigh_ritz(2 * torch.eye(3), torch.eye(3)[:, :1])
-    >>> s.tolist(), residual.norm().item()
+    >>> found = rayleigh_ritz(2 * torch.eye(3), torch.eye(3)[:, :1])
+    >>> found.values.tolist(), found.residual.norm().item()
     ([2.0], 0.0)
     """
     start = torch.linalg.qr(basis.double())[0]
-    outer, upper = torch.linalg.qr(times(matrix, start))
-    inner_left, s, inner_right = torch.linalg.svd(upper)
-    left, right = outer @ inner_left, start @ inner_right.T
-    return left, s, right, times_transposed(matrix, left) - right * s
+    left, s, right = _triplets(start, times(matrix, start))
+    return Triplets(left, s, right, times_transposed(matrix, left), 0.0)
+
+
+def power_step(matrix: Float[Tensor, "m n"], found: Triplets, size: float) -> Triplets:
+    """Return the best triplets with right sides in the span of ``X.T @ left``.
+
+    The products with `matrix` are known but for those of the small changes, and float32 is
+    precise enough for them: its round-off, relative to ``size = ‖X‖_F``, is part of the blur.
+    Where the values are too far apart to divide by, all is computed anew.
+
+    Examples
+    --------
+    >>> matrix = torch.diag(torch.tensor([2.0, 1.0]))
+    >>> found = rayleigh_ritz(matrix, torch.ones(2, 1))
+    >>> better = power_step(matrix, found, 5**0.5)  # of (1, 1) it makes (4, 1)
+    >>> [round(x, 6) for x in (better.right[:, 0] / better.right[1, 0]).tolist()]
+    [4.0, 1.0]
+    """
+    largest, smallest = found.values[0].item(), found.values[-1].item()
+    if smallest < 1e-4 * largest:
+        return rayleigh_ritz(matrix, found.image)
+    start, upper = torch.linalg.qr(found.image)
+    change = found.residual
+    product = found.left * found.values.square() + times(matrix, change.float()).double()
+    left, s, right = _triplets(start, _divided(product, upper))
+    new = left - found.left @ (found.left.T @ left)
+    image = found.image @ (found.left.T @ left) + times_transposed(matrix, new.float()).double()
+    lost = torch.linalg.matrix_norm(_divided(change, upper)) + torch.linalg.matrix_norm(new)
+    coarse, fine = (torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64))
+    blur = 2 * coarse * size * lost.item() + len(s) * fine * largest**2 / smallest
+    return Triplets(left, s, right, image, 2 * found.blur + blur)
 
 
 def draw(
@@ -123,23 +244,31 @@ def draw(
     return torch.randn(rows, columns, generator=rng, dtype=dtype).to(like.device)
 
 
+def _empty(like: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Return a matrix by columns: those that are never written take no memory."""
+    return like.new_empty(columns, rows, dtype=dtype).T
+
+
+def _triplets(
+    start: Float[Tensor, "n c"], product: Float[Tensor, "m c"]
+) -> tuple[Float[Tensor, "m c"], Float[Tensor, " c"], Float[Tensor, "n c"]]:
+    outer, upper = torch.linalg.qr(product)
+    inner_left, s, inner_right = torch.linalg.svd(upper)
+    return outer @ inner_left, s, start @ inner_right.T
+
+
+def _divided(x: Float[Tensor, "m c"], upper: Float[Tensor, "c c"]) -> Float[Tensor, "m c"]:
+    quotient: Tensor = torch.linalg.solve_triangular(upper, x, upper=True, left=False)
+    return quotient
+
+
 def _orthonormal(
     block: Float[Tensor, "m b"], basis: Float[Tensor, "m q"]
 ) -> tuple[Float[Tensor, "m b"], Float[Tensor, "b b"]]:
     """Return ``q, r`` with ``block = q @ r`` but for its part in the span of `basis`."""
     first, one = torch.linalg.qr(block - basis @ (basis.T @ block))
+    if one.diagonal().abs().min() > _WHOLE * torch.linalg.vector_norm(block, dim=0).max():
+        return first, one
     # Twice is enough; it also turns what QR puts for vanished columns away from the basis.
     second, two = torch.linalg.qr(first - basis @ (basis.T @ first))
     return second, two @ one
-
-
-def _ritz(
-    bands: Float[Tensor, "q q"],
-    coupling: Float[Tensor, "b b"],
-    basis: Float[Tensor, "n q"],
-    room: int,
-) -> Ritz:
-    left, values, right = torch.linalg.svd(bands)
-    last = left[-len(coupling) :]
-    residuals = torch.linalg.vector_norm(coupling.double().cpu() @ last, dim=0)
-    return Ritz(values, residuals, basis, right.T.to(basis.device), room)

@@ -11,22 +11,47 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rankscope.linalg.blocks import gram
-from rankscope.linalg.certificate import coupled_norm, remainder_bounds, value_errors
-from rankscope.linalg.krylov import Ritz, krylov, rayleigh_ritz
+from rankscope.linalg.certificate import (
+    coupled_norm,
+    cut_sines,
+    remainder_bounds,
+    turns,
+    value_errors,
+)
+from rankscope.linalg.krylov import (
+    Ritz,
+    Space,
+    Triplets,
+    krylov,
+    lanczos,
+    power_step,
+    rayleigh_ritz,
+)
 
-__all__ = ["Certified", "leading_svd"]
+__all__ = ["Certified", "leading_of_square", "leading_svd"]
 
-# From this tolerance on float32 is precise enough for the search; the result is float64.
-_LOOSE = 1e-4
-# Values below this share of the largest are round-off of the search.
-_FLOORS = {torch.float32: 1e-5, torch.float64: 1e-12}
+# Below this tolerance a search in float32 leaves too much to be made good in float64.
+_LOOSE = 1e-9
+# Values below this share of the largest are round-off of the search: that in float32, that in
+# float64, that of the squares.
+_FLOORS = (1e-5, 1e-12, 1e-6)
 # What else has converged is set aside before the rest is bounded; it need not be precise.
 _ASIDE = 1e-4
-# The rest must be so much smaller than the last value wanted that a bound can tell them apart.
-_APART = 0.97
+# The bound on the rest comes out so much larger than the rest is.
+_BLUNT = 1.01
+# The steps that the bound takes are about 5 over the inverse hyperbolic cosine of the gap, and
+# each costs as much as six directions do.
+_STEP = 30.0
+# The share of a gap that round-off may take of it.
+_SMALL = 0.01
+# Power steps in float64 at most, which rid the result of the search's round-off.
+_POLISH = 3
+# The gap, as a share of the last value wanted, without which nothing is expected.
+_USUAL_GAP = 0.05
+# Residuals so far below what is wanted that more of them will not help.
+_ENOUGH = math.log(1e-3)
 # Convergence speeds up: so many times its present rate is hoped for.
-_PATIENCE = 2.0
+_PATIENCE = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +85,18 @@ class _Problem:
     k: int
     tolerance: float
     size: float
+    floor: float  # the share of the largest value that is round-off of the search
 
-    @property
-    def block(self) -> int:
-        return 16 if self.k <= 24 else 32
+    def kept(self, values: Float[Tensor, " q"]) -> int:
+        """Return how many of the values wanted are more than round-off."""
+        return int((values[: self.k] > self.floor * values[0]).sum())
+
+    def turn(self, values: Float[Tensor, " c"], blur: float) -> float:
+        """Return the sine by which round-off, in float64 and `blur`, may turn the directions."""
+        kept = self.kept(values)
+        error = blur + max(self.matrix.shape) * torch.finfo(torch.float64).eps * values[0].item()
+        following = values[kept] if len(values) > kept else values.new_tensor(0.0)
+        return turns(values[kept - 1] - following, error).item()
 
 
 def leading_svd(
@@ -72,10 +105,14 @@ def leading_svd(
     """Return the first `k` singular triplets, or None where they could not be certified.
 
     A block Krylov space with full reorthogonalisation finds candidates. They pass if the sine
-    of the largest angle between their span and the true one is at most `tolerance`: by Wedin's
-    theorem that is the norm of the residuals over the gap between the k-th value and a bound
-    on everything else, which random vectors unknown to the search give (`remainder_bounds`),
-    or ``‖X‖_F`` where that is enough.
+    of the largest angle between their span and the true one is at most `tolerance`. That takes
+    their residuals, the next directions that were found as well, and a bound on all else
+    (`cut_sines`), which random vectors unknown to the search give (`remainder_bounds`), or
+    ``‖X‖_F`` where that is enough.
+
+    The search is in float32 first: its round-off is spread over all directions, and power
+    steps in float64, which the residuals take in any case, rid the result of it. Values and
+    residuals are those of `matrix` in float64.
 
     Parameters
     ----------
@@ -84,7 +121,7 @@ def leading_svd(
     k : int
         How many; at most a quarter of ``min(m, n)`` is ever searched.
     tolerance : float
-        In (0, 1). The search is in float32 from 1e-4 on.
+        In (0, 1).
     size : float
         ``‖X‖_F``.
 
@@ -92,149 +129,193 @@ def leading_svd(
     --------
     >>> matrix = torch.eye(256).double()
     >>> matrix[0, 0] = 4.0
-    >>> leading_svd(matrix, 1, 1e-6, torch.linalg.vector_norm(matrix).item()).values.tolist()
-    [4.0]
+    >>> found = leading_svd(matrix, 1, 1e-6, torch.linalg.vector_norm(matrix).item())
+    >>> round(found.values.item(), 12)
+    4.0
     >>> leading_svd(matrix, 2, 1e-6, torch.linalg.vector_norm(matrix).item()) is None
     True
     """
     if matrix.shape[0] < matrix.shape[1]:
-        found = leading_svd(matrix.T, k, tolerance, size)
-        return found and replace(found, left=found.right, right=found.left)
-    problem = _Problem(matrix, k, tolerance, size)
-    limit, found = matrix.shape[1] // 4, None
+        return _turned(leading_svd(matrix.T, k, tolerance, size))
+    side, block = matrix.shape[1], 16 if k <= 24 else 32
     if tolerance >= _LOOSE:
-        narrow = matrix.float()
-        found = _search(problem, narrow, krylov(narrow, problem.block, limit, torch.float32))
-    if found is None:
-        found = _search(problem, matrix, krylov(matrix, problem.block, limit, torch.float64))
-    if found is None and limit > k:
-        found = _search(problem, matrix, map(_rooted, _squared(problem, limit)))
-    return found
-
-
-def _squared(problem: _Problem, limit: int) -> Iterator[Ritz]:
-    """Yield Krylov spaces of the Gram matrix: twice the polynomial degree for each product."""
-    square = gram(problem.matrix).tril_()
-    square += square.tril(-1).T
-    return krylov(square, problem.block, limit, torch.float64)
-
-
-def _rooted(ritz: Ritz) -> Ritz:
-    roots = ritz.values.sqrt()
-    residuals = ritz.residuals / roots.clamp_min(1e-300)
-    return replace(ritz, values=roots, residuals=residuals)
-
-
-def _search(
-    problem: _Problem, searched: Float[Tensor, "m n"], spaces: Iterator[Ritz]
-) -> Certified | None:
-    """Return the first result that is certified, or None as soon as there is no hope for one."""
-    before = None
-    for ritz in spaces:
-        if ritz.basis.dtype == torch.float32 and _out_of_reach(ritz, problem):
-            return None
-        now = (len(ritz.values), _shortfall(ritz, problem))
-        if before is not None and _hopeless(before, now, ritz.room):
-            return None
-        before = now
-        count = _aside(ritz, problem) if now[1] <= 0 else 0
-        found = _certified(problem, searched, ritz, count) if count else None
-        if found is not None:
+        problem = _Problem(matrix, k, tolerance, size, _FLOORS[0])
+        room = min(side // 4, max(128, 6 * (k + block)))
+        found, resolved = _found(problem, krylov(matrix.float(), block, room, torch.float32))
+        if resolved:
             return found
-    return None
+    problem = _Problem(matrix, k, tolerance, size, _FLOORS[1])
+    return _found(problem, krylov(matrix, block, side // 4, torch.float64))[0]
 
 
-def _hopeless(before: tuple[int, float], now: tuple[int, float], room: int) -> bool:
-    """Whether residuals that shrink as they did will still be too large when room ends."""
+def leading_of_square(
+    matrix: Float[Tensor, "m n"],
+    square: Float[Tensor, "p p"],
+    k: int,
+    tolerance: float,
+    size: float,
+) -> Certified | None:
+    """Return what `leading_svd` does, from the Gram matrix of the short side.
+
+    That converges far better in the bulk of a spectrum, for larger spaces are cheap. The proof
+    is the same, of `matrix` itself.
+
+    Examples
+    --------
+    >>> matrix = torch.diag(torch.arange(256.0, 0.0, -1.0))
+    >>> size = torch.linalg.vector_norm(matrix).item()
+    >>> found = leading_of_square(matrix, (matrix @ matrix.T).double(), 2, 1e-6, size)
+    >>> [round(s, 9) for s in found.values.tolist()]
+    [256.0, 255.0]
+    """
+    if matrix.shape[0] < matrix.shape[1]:
+        return _turned(leading_of_square(matrix.T, square, k, tolerance, size))
+    problem = _Problem(matrix, k, tolerance, size, _FLOORS[2])
+    return _found(problem, lanczos(square, 16, matrix.shape[1] // 3))[0]
+
+
+def _turned(found: Certified | None) -> Certified | None:
+    return found and replace(found, left=found.right, right=found.left)
+
+
+def _found(problem: _Problem, spaces: Iterator[Space]) -> tuple[Certified | None, bool]:
+    """Return the first result that is certified, and whether the search resolves the values.
+
+    None as soon as there is no hope for one.
+    """
+    before, due = (0, math.inf), problem.k + 1
+    for space in spaces:
+        size = space.basis.shape[1]
+        if size < due:
+            continue
+        ritz = space.ritz()
+        if problem.floor > _FLOORS[1] and problem.kept(ritz.values) < problem.k:
+            return None, False
+        now = (size, _shortfall(ritz, problem))
+        rate = (before[1] - now[1]) / (size - before[0])
+        if _hopeless(rate, now, space.room):
+            break
+        count = _aside(ritz, problem)
+        found = _certified(problem, ritz, count) if count else None
+        if found is not None:
+            return found, True
+        if now[1] < _ENOUGH:  # precise, but not separated from what follows
+            break
+        before, due = now, _due(rate, now)
+    return None, True
+
+
+def _hopeless(rate: float, now: tuple[int, float], room: int) -> bool:
+    """Whether residuals that shrink at this rate will still be too large when room ends."""
     # At first residuals hardly shrink: nothing can be said of spaces that are still small.
-    if not math.isfinite(before[1]) or now[1] <= 0 or now[0] < room // 2:
+    if now[1] <= 0 or now[0] < room // 3:
         return False
-    rate = (before[1] - now[1]) / (now[0] - before[0])
     return rate * (room - now[0]) * _PATIENCE < now[1]
 
 
-def _kept(values: Float[Tensor, " q"], k: int, dtype: torch.dtype) -> int:
-    """Return how many of the first `k` values are more than round-off."""
-    return int((values[:k] > _FLOORS[dtype] * values[0]).sum())
-
-
-def _wanted(values: Float[Tensor, " q"], kept: int, tolerance: float) -> float:
-    """Return the residual at which the directions are precise, with half of it to spare."""
-    return tolerance / 2 * (values[kept - 1] - values[kept]).item()
-
-
-def _out_of_reach(ritz: Ritz, problem: _Problem) -> bool:
-    """Whether float32 cannot resolve what is wanted."""
-    kept = _kept(ritz.values, problem.k, torch.float32)
-    if kept < min(problem.k, len(ritz.values)):
-        return True
-    resolved = 4 * torch.finfo(torch.float32).eps * ritz.values[0].item()
-    return (
-        len(ritz.values) > problem.k
-        and _wanted(ritz.values, problem.k, problem.tolerance) < resolved
-    )
+def _due(rate: float, now: tuple[int, float]) -> float:
+    """Return the size at which to look again: by then, at this rate, or a fifth larger."""
+    size, shortfall = now
+    expected = size + max(shortfall, 0.0) / rate if 0 < rate < math.inf else math.inf
+    return max(1.02 * size, min(expected, 1.2 * size))
 
 
 def _shortfall(ritz: Ritz, problem: _Problem) -> float:
-    """Return the logarithm of the residual over what is wanted; infinite for too few values."""
-    if len(ritz.values) <= problem.k:
-        return math.inf
-    kept = _kept(ritz.values, problem.k, ritz.basis.dtype)
+    """Return the logarithm of the residual over what is wanted."""
+    kept = problem.kept(ritz.values)
     residual = torch.linalg.vector_norm(ritz.residuals[:kept]).item()
-    wanted = _wanted(ritz.values, kept, problem.tolerance)
+    wanted = problem.tolerance * _USUAL_GAP * ritz.values[kept - 1].item()
     return math.log(max(residual, 1e-300) / max(wanted, 1e-300))
 
 
 def _aside(ritz: Ritz, problem: _Problem) -> int:
-    """Return how many directions to set aside before the rest is bounded; 0: not yet."""
-    values, residuals = ritz.values, ritz.residuals
-    last = values[_kept(values, problem.k, ritz.basis.dtype) - 1]
-    aside = int((residuals <= _ASIDE * last).long().cumprod(0).sum())
-    count = min(max(aside, problem.k), len(values) - 1)
-    return count if values[count] < _APART * last else 0
+    """Return how many directions to set aside before the rest is bounded; 0: not yet.
+
+    Each costs time and memory in float64, and the fewer there are, the more steps the bound
+    on the rest takes.
+    """
+    values, residuals, kept = ritz.values, ritz.residuals, problem.kept(ritz.values)
+    last = values[kept - 1].item()
+    converged = int((residuals <= _ASIDE * last).long().cumprod(0).sum())
+    best, count, cost = 0, problem.k, math.inf
+    while count <= min(converged, len(values) - 1):
+        following = values[count].item()
+        sines = cut_sines(values[:count], residuals[:count], _BLUNT * following, kept)
+        if sines[-1] + problem.turn(values[: count + 1], 0.0) <= problem.tolerance / 2:
+            now = count + _STEP / math.acosh(last / max(following, 1e-3 * last))
+            best, cost = (count, now) if now < cost else (best, cost)
+        count = math.ceil(1.1 * count)
+    return best
 
 
-def _certified(
-    problem: _Problem, searched: Float[Tensor, "m n"], ritz: Ritz, count: int
-) -> Certified | None:
-    left, s, right, residual = rayleigh_ritz(problem.matrix, ritz.right(count))
-    dtype, k = ritz.basis.dtype, problem.k
-    kept = _kept(s, k, dtype)
-    inner = torch.linalg.matrix_norm(residual[:, :kept], 2).item()
-    outer = torch.linalg.vector_norm(residual[:, kept:]).item()
-    following = s[kept].item() if count > kept else 0.0
-    slack = 2 * torch.finfo(dtype).eps * problem.size
-    guess = max(ritz.values[count].item(), slack)
-    bounds = remainder_bounds(searched, left.to(dtype), right.to(dtype), guess, len(ritz.values))
-    for rest in chain([_frobenius(problem.size, s, residual)], bounds):
-        tail = coupled_norm(following, outer, rest + slack)
-        if inner <= problem.tolerance * (s[kept - 1].item() - tail):
-            first = slice(0, k)
-            errors = value_errors(s[:kept], inner, tail)
+def _certified(problem: _Problem, ritz: Ritz, count: int) -> Certified | None:
+    following, k = ritz.values[count].item(), problem.k
+    found = _polished(problem, ritz, count)
+    s, norms = found.values, _norms(found)
+    kept = problem.kept(s)
+    dtype, slack = _arithmetic(problem, s[kept - 1].item() - following)
+    left, right = found.left.to(dtype), found.right.to(dtype)
+    guess, turn = max(following, slack), problem.turn(s, found.blur)
+    bounds = remainder_bounds(problem.matrix, left, right, guess, len(ritz.values))
+    for rest in chain([_frobenius(problem.size, s, norms)], bounds):
+        sines = cut_sines(s, norms, rest + slack, kept) + turn
+        if sines[-1] <= problem.tolerance:
+            tail, errors = _tail_and_errors(s, norms, rest + slack, kept)
+            missing = errors.new_ones(k - kept)
             return Certified(
-                left[:, first],
-                s[first],
-                right[:, first],
-                tail,
-                torch.cat([errors, errors.new_full((k - kept,), tail)]),
-                _cut_errors(s, residual, tail, kept, k),
+                found.left[:, :k],
+                s[:k],
+                found.right[:, :k],
+                tail + found.blur,
+                torch.cat([errors, tail * missing]) + found.blur,
+                torch.cat([sines, torch.inf * missing]),
             )
     return None
 
 
-def _frobenius(size: float, s: Float[Tensor, " c"], residual: Float[Tensor, "n c"]) -> float:
+def _norms(found: Triplets) -> Float[Tensor, " c"]:
+    return torch.linalg.vector_norm(found.residual, dim=0) + 2 * found.blur
+
+
+def _arithmetic(problem: _Problem, gap: float) -> tuple[torch.dtype, float]:
+    """Return the dtype that tells such a gap, and what its round-off may hide."""
+    for dtype in (torch.float32, torch.float64):
+        slack = 2 * torch.finfo(dtype).eps * problem.size
+        if slack < _SMALL * gap:
+            break
+    return dtype, slack
+
+
+def _tail_and_errors(
+    s: Float[Tensor, " c"], residuals: Float[Tensor, " c"], rest: float, kept: int
+) -> tuple[float, Float[Tensor, " kept"]]:
+    """Return a bound on what follows the values kept, and bounds on their errors."""
+    inner, outer = (
+        torch.linalg.vector_norm(part).item() for part in (residuals[:kept], residuals[kept:])
+    )
+    following = s[kept].item() if len(s) > kept else 0.0
+    tail = coupled_norm(following, outer, rest)
+    first = s[:kept]
+    # Coupled to all else; where what follows may be larger than a value, it may take its place.
+    errors = value_errors(first, inner, tail) + (tail - first).clamp_min(0)
+    # Or all that was found coupled to the rest.
+    return tail, torch.minimum(errors, value_errors(first, math.hypot(inner, outer), rest))
+
+
+def _polished(problem: _Problem, ritz: Ritz, count: int) -> Triplets:
+    """Return triplets after as many power steps as are wanted and help."""
+    rest, before = _BLUNT * ritz.values[count].item(), math.inf
+    found = rayleigh_ritz(problem.matrix, ritz.right(count))
+    for _ in range(_POLISH):
+        sines = cut_sines(found.values, _norms(found), rest, problem.kept(found.values))
+        sine = sines[-1].item() + problem.turn(found.values, found.blur)
+        if sine <= 0.75 * problem.tolerance or sine > before / 2:
+            break
+        found, before = power_step(problem.matrix, found, problem.size), sine
+    return found
+
+
+def _frobenius(size: float, s: Float[Tensor, " c"], norms: Float[Tensor, " c"]) -> float:
     """Return ``‖X‖_F`` of what remains, as far as the difference of squares resolves it."""
-    known = s.square().sum().item() + residual.square().sum().item()
+    known = s.square().sum().item() + norms.square().sum().item()
     return math.sqrt(max(size**2 - known, 0.0) + 1e-13 * size**2)
-
-
-def _cut_errors(
-    s: Float[Tensor, " c"], residual: Float[Tensor, "n c"], tail: float, kept: int, k: int
-) -> Float[Tensor, " k"]:
-    following = torch.cat([s[1:kept], s.new_tensor([tail])])
-    gaps = s[:kept] - following
-    norms = residual[:, :kept].square().sum(0).cumsum(0).sqrt()
-    # The spectral norm is what was asked to be small; for each cut the Frobenius norm will do.
-    norms[-1] = torch.linalg.matrix_norm(residual[:, :kept], 2)
-    sines = torch.where(gaps > 0, norms / gaps, torch.inf)
-    return torch.cat([sines, sines.new_full((k - kept,), torch.inf)])

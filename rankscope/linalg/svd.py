@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rankscope.linalg.blocks import gram, times_transposed
+from rankscope.linalg.blocks import gram, times
 
 __all__ = ["gram_svd", "gram_values", "thin_svd", "thin_values"]
 
@@ -69,7 +69,9 @@ def thin_values(matrix: Float[Tensor, "m n"]) -> Float[Tensor, " k"]:
 
 
 def gram_svd(
-    matrix: Float[Tensor, "m n"], k: int | None = None
+    matrix: Float[Tensor, "m n"],
+    k: int | None = None,
+    square: Float[Tensor, "side side"] | None = None,
 ) -> tuple[Float[Tensor, "m k"], Float[Tensor, " p"], Float[Tensor, "n k"]]:
     """Return the thin decomposition through the float64 Gram matrix of the short side.
 
@@ -82,6 +84,9 @@ def gram_svd(
         Finite, float32 or float64; squares must neither overflow nor vanish.
     k : int, optional
         How many directions; all of them unless given.
+    square : (side, side) Tensor, optional
+        The Gram matrix of the short side (``matrix.T @ matrix`` where there is none), where it
+        is known; it is overwritten.
 
     Returns
     -------
@@ -96,14 +101,14 @@ def gram_svd(
     >>> s.tolist()
     [3.0, 1.0]
     """
-    if matrix.shape[0] > matrix.shape[1]:
-        right, s, left = gram_svd(matrix.T, k)
+    if matrix.shape[0] < matrix.shape[1]:
+        right, s, left = gram_svd(matrix.T, k, square)
         return left, s, right
-    squares, left = _eigenpairs(gram(matrix.T), k)
+    squares, right = _eigenpairs(gram(matrix) if square is None else square, k)
     s = squares.clamp_min(0).sqrt()
     # Dividing by a zero singular value would turn an empty direction into NaN.
-    sizes = torch.where(s > 0, s, torch.inf)[: left.shape[1]]
-    return left, s, times_transposed(matrix, left) / sizes
+    sizes = torch.where(s > 0, s, torch.inf)[: right.shape[1]]
+    return times(matrix, right) / sizes, s, right
 
 
 def _eigenpairs(
