@@ -8,10 +8,10 @@ from oracles import gaussian, with_spectrum
 
 from rankscope.errors import UpdateError
 from rankscope.linalg.rounding import (
+    Grid,
     leading,
     own_generator,
     rounded,
-    rounding_variance,
     spectral_norm,
     ulp,
 )
@@ -77,7 +77,7 @@ def test_rounding_is_idempotent_and_within_half_a_spacing(dtype, x):
 def test_rounding_of_gaussian_weights(dtype, constant, rng):
     w = weight(1000, 1000, rng)
     error = (rounded(w, dtype) - w).double()
-    predicted = rounding_variance(w, dtype).double().mean().sqrt().item()
+    predicted = Grid(dtype).deviation(w).double().square().mean().sqrt().item()
     assert error.square().mean().sqrt().item() == pytest.approx(predicted, rel=3e-3)
     # formulas: 1.655e-3 to 1.663e-3 over the phase of sigma within an octave
     assert predicted / SIGMA == pytest.approx(constant, rel=5e-3)
@@ -146,7 +146,7 @@ def test_edge_of_a_fresh_rounding_is_its_largest_singular_value(columns, rng):
     tuned = w.bfloat16()
     noise = storage_noise(tuned, w)
     largest = torch.linalg.matrix_norm(tuned.float() - w, 2).item()
-    variance = rounding_variance(w, BF16)
+    variance = Grid(BF16).deviation(w).square()
     bound = sum(variance.sum(axis).max().sqrt().item() for axis in (0, 1))
     even = variance.mean().sqrt().item() * (math.sqrt(384) + math.sqrt(256))
     assert largest < noise.edge < (1.06 if columns == "even" else 1.2) * largest
