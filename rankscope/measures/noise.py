@@ -93,7 +93,8 @@ def storage_noise(
     StorageNoise or None
         None where both are float32 or float64 by their bits. Their rounding is smaller than
         that of bfloat16 by 2**16: it matters below ``‖ΔW‖ / ‖W‖`` of 1e-6. Nor is that of a
-        format of 8 bits modelled.
+        format of 8 bits modelled. None too where the two differ by less than 2**-50 of their
+        largest number: that float32, in which all is computed, cannot tell.
 
     Raises
     ------

@@ -18,6 +18,7 @@ __all__ = ["PRECISIONS", "Pair", "stored_precision"]
 
 PRECISIONS = ("bfloat16", "float16", "float32", "float64")  # the coarsest first
 _UNITS = (2.0**-149, 2.0**127)  # the powers of two that float32 holds
+_FLAT = 2.0**-16  # below, the spacing of float16 is nowhere finer than bfloat16's
 _SEEN = 2.0**-50  # of the largest number: below, float32 can hold no squares of a difference
 
 
@@ -26,7 +27,8 @@ def stored_precision(weight: Float[Tensor, "*shape"]) -> str:
 
     A float32 file often holds numbers that were bfloat16 before: their low 16 bits are zero. A
     16-bit tensor is what it is; a wider one the first of bfloat16, float16 (with its range and
-    subnormals) and float32 that represents every number exactly.
+    subnormals) and float32 that represents every number exactly. Numbers below 2**-16 that both
+    represent are float16, whose spacing of 2**-24 is the wider one there.
 
     Parameters
     ----------
@@ -46,11 +48,17 @@ def stored_precision(weight: Float[Tensor, "*shape"]) -> str:
     'float16'
     """
     own = str(weight.dtype).removeprefix("torch.")
-    for name in PRECISIONS:
-        narrower = getattr(torch, name).itemsize < weight.dtype.itemsize
-        if narrower and torch.equal(weight.to(getattr(torch, name)).to(weight.dtype), weight):
-            return name
-    return own
+    name = next((name for name in PRECISIONS if _holds(name, weight)), own)
+    if name != "bfloat16" or own == name or not weight.any():
+        return name
+    return "float16" if _largest(weight) < _FLAT and _holds("float16", weight) else name
+
+
+def _holds(name: str, weight: Tensor) -> bool:
+    """Whether a format narrower than the tensor's own represents every number."""
+    dtype = getattr(torch, name)
+    narrower: bool = dtype.itemsize < weight.dtype.itemsize
+    return narrower and torch.equal(weight.to(dtype).to(weight.dtype), weight)
 
 
 @dataclass(frozen=True, eq=False)
