@@ -187,10 +187,12 @@ def rank_above_noise(
     -----
     Of an update that was rounded on the grid of its base, a rank k is enough if k directions,
     added to the base and rounded again, leave a (k+1)th singular value within 1.2 of the one
-    measured; up to the true rank the ratio is 3 and more. The k directions are those of X,
-    corrected twice for what rounding takes from them, :math:`Δ ← P_k[Δ + (X - R(Δ)) / g]` with
-    the gain :math:`g = ⟨Δ, R(Δ)⟩ / ‖Δ‖²`: without, the ratio at the true rank would be up to
-    1.4 where the gain is 0.6, and 2 where it is 0.2.
+    measured; up to the true rank the ratio is 3 and more. The k directions are those of X. Where
+    the ratio is between 1.2 and 2.5 they are corrected, at most twice, for what rounding takes
+    from them, :math:`Δ ← P_k[Δ + (X - R(Δ)) / g]` with the gain
+    :math:`g = ⟨Δ, R(Δ)⟩ / ‖Δ‖²`: without, the ratio at the true rank would be up to 1.4 where
+    the gain is 0.6, and 2 where it is 0.2. The k below the largest step of the spectrum is tried
+    first.
 
     Examples
     --------

@@ -88,10 +88,9 @@ class Pair:
         largest = max(_largest(tuned), _largest(base))
         unit = 2.0 ** (math.frexp(largest)[1] - 1) if largest else 1.0
         unit = min(max(unit, _UNITS[0]), _UNITS[1])
-        pair = (_scaled(weight, unit) for weight in (tuned, base))
         # All is computed in float32: float64 counts as that.
-        dtypes = (getattr(torch, name.replace("64", "32")) for name in names)
-        return cls(*pair, *(Grid(dtype, unit) for dtype in dtypes), unit)
+        grids = [Grid(getattr(torch, name.replace("64", "32")), unit) for name in names]
+        return cls(_scaled(tuned, unit), _scaled(base, unit), grids[0], grids[1], unit)
 
     @cached_property
     def difference(self) -> Tensor:
