@@ -13,9 +13,10 @@ from rankscope.linalg.rounding import leading, own_generator, spectral_norm
 
 __all__ = ["Leading", "Profile", "noise_edge"]
 
-_DRAWS = 2
-_LARGE = 2**20  # entries from which one draw does: the edge varies by a few tenths of a percent
-_TAIL = 5.0  # Tracy-Widom scales from the mean of the surrogates to where 1 in 400 lies beyond
+_LARGE = 2**20  # entries from which one surrogate does: its norm varies by half a percent
+# Tracy-Widom scales between one norm and another that fewer than 1 in 400 exceed, over √2: both
+# vary, the mean of several surrogates the less.
+_TAIL = 4.1
 _MOST = 256  # directions that are ever taken off a matrix
 _FREE = 0.02  # the least share of a row or column that is taken to be left over
 
@@ -133,7 +134,7 @@ class Profile:
         return Profile(self.matrix[row][None] if by_row else self.matrix[:, column][None])
 
     def edge_tail(self) -> float:
-        """Return the relative distance from the mean of an edge to where few matrices reach.
+        """Return how far above the mean norm of surrogates, relatively, few matrices reach.
 
         The edge √m + √n of unit noise varies on the scale ½(1/√m + 1/√n)^⅓ [1]_; uneven entries
         count as the fewer rows and columns that hold their energy.
@@ -142,7 +143,9 @@ class Profile:
         """
         m, n = (_participation(energy) for energy in (self.rows, self.columns))
         scale: float = (1 / math.sqrt(m) + 1 / math.sqrt(n)) ** (1 / 3) / 2
-        return _TAIL * scale / (math.sqrt(m) + math.sqrt(n))
+        return (
+            _TAIL * math.sqrt(1 + 1 / _draws(self.matrix)) * scale / (math.sqrt(m) + math.sqrt(n))
+        )
 
     def length_tail(self) -> float:
         """Return four relative standard deviations of the length of uniform errors.
@@ -214,8 +217,12 @@ def _rounding_edge(deviation: Tensor, seed: int) -> float:
 def _flipped_norm(matrix: Tensor, seed: int, use: int) -> float:
     """Return the mean norm of a matrix with random signs."""
     generator = own_generator(seed, use)
-    draws = 1 if matrix.numel() >= _LARGE else _DRAWS
+    draws = _draws(matrix)
     return sum(spectral_norm(_flipped(matrix, generator), seed=seed) for _ in range(draws)) / draws
+
+
+def _draws(matrix: Tensor) -> int:
+    return 1 if matrix.numel() >= _LARGE else 2
 
 
 def _flipped(matrix: Tensor, generator: torch.Generator) -> Tensor:
