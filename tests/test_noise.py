@@ -348,6 +348,37 @@ def test_unchanged_weight(rng):
     assert not noise.dead_zone
 
 
+def test_a_tuned_weight_of_zeros_is_no_noise(rng):
+    base = weight(60, 40, rng)
+    for stored in (base, rounded(base, BF16)):
+        noise, found = measured(torch.zeros(60, 40), stored)
+        assert found == 40
+        assert noise.edge < 1e-30
+        assert noise.share < 1e-3
+
+
+@pytest.mark.parametrize("base", ["zeros", "ones", "integers"])
+def test_small_integers_are_no_noise(base, rng):
+    tuned = torch.randint(-3, 4, (6, 5), generator=rng).float()
+    integers = torch.randint(-3, 4, (6, 5), generator=rng).float()
+    base = {"zeros": torch.zeros(6, 5), "ones": torch.ones(6, 5), "integers": integers}[base]
+    noise, found = measured(tuned, base)
+    assert found == torch.linalg.matrix_rank(tuned - base)
+    assert noise.share < 1e-3
+    assert noise.gain == pytest.approx(1, abs=1e-3)
+
+
+def test_one_changed_entry(rng):
+    base = rounded(weight(64, 48, rng), BF16)
+    tuned = base.clone()
+    tuned[3, 5] = 1.0
+    noise, found = measured(tuned, base)
+    assert found == 1
+    assert noise.share < 1e-3
+    assert measured(torch.tensor([[2.0]]), torch.tensor([[1.0]]))[1] == 1
+    assert measured(torch.full((9, 7), 2.0), torch.ones(9, 7))[1] == 1
+
+
 def test_no_storage_noise_between_float32_files(rng):
     w = weight(16, 16, rng)
     assert storage_noise(w + 1e-3, w) is None
