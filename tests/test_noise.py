@@ -2,16 +2,16 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import gaussian, with_spectrum
 
 from rankscope.errors import UpdateError
 from rankscope.linalg.rounding import (
+    Grid,
     leading,
     own_generator,
     rounded,
-    rounding_variance,
     spectral_norm,
     ulp,
 )
@@ -77,7 +77,7 @@ def test_rounding_is_idempotent_and_within_half_a_spacing(dtype, x):
 def test_rounding_of_gaussian_weights(dtype, constant, rng):
     w = weight(1000, 1000, rng)
     error = (rounded(w, dtype) - w).double()
-    predicted = rounding_variance(w, dtype).double().mean().sqrt().item()
+    predicted = Grid(dtype).deviation(w).double().square().mean().sqrt().item()
     assert error.square().mean().sqrt().item() == pytest.approx(predicted, rel=3e-3)
     # formulas: 1.655e-3 to 1.663e-3 over the phase of sigma within an octave
     assert predicted / SIGMA == pytest.approx(constant, rel=5e-3)
@@ -135,6 +135,10 @@ def test_precision_knows_float16s_range():
     assert stored_precision(torch.tensor([2.0**-24, 1 + 2.0**-10])) == "float16"
     assert stored_precision(torch.tensor([2.0**-25, 1 + 2.0**-10])) == "float32"
     assert stored_precision(torch.tensor([65536.0, 1 + 2.0**-10])) == "float32"
+    assert stored_precision(2.0**-24 * torch.tensor([0.0, 3, 100])) == "float16"
+    assert stored_precision(2.0**-24 * torch.tensor([0.0, 3, 256])) == "bfloat16"
+    assert stored_precision(2.0**-25 * torch.tensor([0.0, 3, 100])) == "bfloat16"
+    assert stored_precision(torch.zeros(3)) == "bfloat16"
 
 
 # The noise
@@ -146,7 +150,7 @@ def test_edge_of_a_fresh_rounding_is_its_largest_singular_value(columns, rng):
     tuned = w.bfloat16()
     noise = storage_noise(tuned, w)
     largest = torch.linalg.matrix_norm(tuned.float() - w, 2).item()
-    variance = rounding_variance(w, BF16)
+    variance = Grid(BF16).deviation(w).square()
     bound = sum(variance.sum(axis).max().sqrt().item() for axis in (0, 1))
     even = variance.mean().sqrt().item() * (math.sqrt(384) + math.sqrt(256))
     assert largest < noise.edge < (1.06 if columns == "even" else 1.2) * largest
@@ -267,15 +271,69 @@ def test_leading_values_are_enough(rng):
         assert rank_above_noise(spectrum, tuned, w, noise) == 4
 
 
-@pytest.mark.parametrize("scale", [2.0**-6, 2.0**5])
-def test_powers_of_two_change_nothing(scale, rng):
-    w = rounded(weight(192, 128, rng), BF16)
-    tuned = rounded(w + planted(w, 2, 2e-3, rng), BF16)
-    noise, found = measured(tuned, w)
-    scaled, again = measured(scale * tuned, scale * w)
-    assert again == found == 2
-    assert scaled.edge == pytest.approx(scale * noise.edge, rel=1e-5)
-    assert scaled.share == pytest.approx(noise.share, rel=1e-3)
+# Scales
+
+
+POWERS = {BF16: (-100, 120), FP16: (0, 17)}  # the range of a weight of 2**-9 to 2**-3
+
+
+@FORMATS
+@pytest.mark.parametrize("way", ["stored base", "both rounded", "finer base"])
+@given(st.data())
+@settings(max_examples=8)
+def test_powers_of_two_change_nothing(dtype, way, data):
+    power = data.draw(st.integers(*POWERS[dtype]))
+    rng = torch.Generator().manual_seed(data.draw(st.integers(0, 3)))
+    w = weight(48, 40, rng)
+    w = w.sign() * w.abs().clamp(2.0**-9, 2.0**-3)
+    base = w if way == "finer base" else rounded(w, dtype)
+    origin = base if way == "stored base" else w
+    tuned = rounded(origin + planted(w, 2, 0.02, rng), dtype)
+    noise, found = measured(tuned, base)
+    carrier = torch.float32 if way == "finer base" else dtype
+    scaled, again = measured((tuned * 2.0**power).to(dtype), (base * 2.0**power).to(carrier))
+    exact = 0 if dtype == BF16 else 1e-6  # some numbers were subnormal
+    assert scaled.edge / 2.0**power == pytest.approx(noise.edge, rel=exact, abs=0)
+    assert scaled.floor / 2.0**power == pytest.approx(noise.floor, rel=exact, abs=0)
+    assert scaled.share == pytest.approx(noise.share, rel=exact, abs=0)
+    assert again == found
+    assert scaled.on_grid == noise.on_grid
+
+
+@pytest.mark.parametrize(("dtype", "smallest"), [(BF16, 2.0**-133), (FP16, 2.0**-24)])
+@pytest.mark.parametrize("way", ["stored base", "finer base"])
+def test_subnormal_numbers_have_the_spacing_of_the_smallest(dtype, smallest, way, rng):
+    w = 20 * smallest * torch.randn(192, 128, generator=rng, dtype=torch.float64)
+    base = w if way == "finer base" else w.to(dtype).double()
+    fresh = base.float().to(dtype) if way == "finer base" else base.to(dtype)
+    noise, found = measured(fresh, base)
+    assert found == 0
+    assert noise.floor == pytest.approx(smallest * math.sqrt(192 * 128 / 12), rel=1e-5, abs=0)
+    if way == "finer base":
+        largest = torch.linalg.matrix_norm(fresh.double() - base, 2).item()
+        assert largest < noise.edge < 1.1 * largest
+    update = planted(w, 2, 0.2, rng)
+    assert measured((base + update).to(dtype), base)[1] == 2
+
+
+def test_differences_that_drown_cannot_be_told(rng):
+    base = weight(16, 16, rng).bfloat16()
+    base[0, 0] = 2.0**60
+    tuned = base.clone()
+    assert storage_noise(tuned, base).unchanged == 1
+    tuned[3, 4] *= 2
+    assert storage_noise(tuned, base) is None
+    tiny = 1e-200 * weight(16, 16, rng).double()
+    assert storage_noise(tiny, torch.zeros(16, 16).bfloat16()) is None
+    ones = torch.ones(16, 16)
+    assert storage_noise(ones.bfloat16(), ones.double() + 1e-12) is None
+
+
+def test_the_ends_of_a_format_differ_by_more_than_it_holds():
+    base = torch.full((4, 4), torch.finfo(BF16).max, dtype=BF16)
+    noise, found = measured(-base, base)
+    assert found == 1
+    assert 0 < noise.edge < 2.0**127
 
 
 # Where neither file is what one thinks
@@ -288,6 +346,37 @@ def test_unchanged_weight(rng):
     assert math.isnan(noise.share)
     assert math.isnan(noise.gain)
     assert not noise.dead_zone
+
+
+def test_a_tuned_weight_of_zeros_is_no_noise(rng):
+    base = weight(60, 40, rng)
+    for stored in (base, rounded(base, BF16)):
+        noise, found = measured(torch.zeros(60, 40), stored)
+        assert found == 40
+        assert noise.edge < 1e-30
+        assert noise.share < 1e-3
+
+
+@pytest.mark.parametrize("base", ["zeros", "ones", "integers"])
+def test_small_integers_are_no_noise(base, rng):
+    tuned = torch.randint(-3, 4, (6, 5), generator=rng).float()
+    integers = torch.randint(-3, 4, (6, 5), generator=rng).float()
+    base = {"zeros": torch.zeros(6, 5), "ones": torch.ones(6, 5), "integers": integers}[base]
+    noise, found = measured(tuned, base)
+    assert found == torch.linalg.matrix_rank(tuned - base)
+    assert noise.share < 1e-3
+    assert noise.gain == pytest.approx(1, abs=1e-3)
+
+
+def test_one_changed_entry(rng):
+    base = rounded(weight(64, 48, rng), BF16)
+    tuned = base.clone()
+    tuned[3, 5] = 1.0
+    noise, found = measured(tuned, base)
+    assert found == 1
+    assert noise.share < 1e-3
+    assert measured(torch.tensor([[2.0]]), torch.tensor([[1.0]]))[1] == 1
+    assert measured(torch.full((9, 7), 2.0), torch.ones(9, 7))[1] == 1
 
 
 def test_no_storage_noise_between_float32_files(rng):

@@ -466,6 +466,15 @@ class TestStorageNoise:
         one, two = rs.rank(tuned, base=base).table, rs.spectrum(tuned, base=base).table
         assert one.noise_edge.tolist() == two.noise_edge.tolist()
 
+    def test_what_cannot_be_told_is_null_and_noted(self, rng):
+        base = gaussian(24, 16, rng=rng).bfloat16()
+        base[0, 0] = 2.0**60
+        tuned = base.clone()
+        tuned[3, 4] *= 2
+        result = rs.rank({"w.weight": tuned}, base={"w.weight": base})
+        assert result.table[["noise_edge", "rank_above_noise"]].isna().all(axis=None)
+        assert any("cannot be told of 1 updates" in note for note in result.notes)
+
     def test_nothing_but_rounding_is_below_the_noise(self, rng):
         pytest.importorskip("rankscope.measures.noise")
         base = 0.02 * gaussian(128, 96, rng=rng).float()

@@ -200,6 +200,12 @@ def _notes(table: pd.DataFrame, pairs: set[str], has_base: bool) -> list[str]:
         notes.append(f"{below} updates do not rise above the rounding of the storage")
     notes.extend(_storage_notes(table))
     finer = table[table.module.isin(pairs) & table.noise_edge.isna()]
+    untold = int(finer.stored_dtype.isin(["bfloat16", "float16"]).sum())
+    if untold:
+        notes.append(
+            f"the rounding of the storage cannot be told of {untold} updates: they are too small "
+            "beside the largest number of their weights (noise_edge, rank_above_noise)"
+        )
     if "float32" in set(finer.stored_dtype) and finer.numerical_rank.notna().any():
         notes.append(
             "differences of float32 tensors: numerical_rank counts the rounding of the storage"

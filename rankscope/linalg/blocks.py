@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import scipy.linalg
@@ -11,7 +11,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["all_finite", "gram", "mirror", "norm", "subtract", "times", "times_transposed"]
+__all__ = [
+    "all_finite",
+    "by_rows",
+    "cached_rows",
+    "gram",
+    "mirror",
+    "norm",
+    "subtract",
+    "times",
+    "times_transposed",
+]
 
 # Numbers that stay in a processor's cache while several operations pass over them, such that
 # a matrix product of them is still worth its name, and rows for the product of a whole matrix.
@@ -148,8 +158,7 @@ def subtract(
     >>> subtract(torch.tensor([[5.0, 5.0]]), torch.tensor([[2.0, 1.0]]), torch.float64)
     (tensor([[3., 4.]], dtype=torch.float64), 5.0)
     """
-    # NumPy asks for large pages, which are several times faster to touch for the first time.
-    difference = torch.from_numpy(np.empty(tuple(one.shape), str(dtype).removeprefix("torch.")))
+    difference = _blank(one, dtype)
     rows = max(1, _CACHED // max(1, one.shape[1]))
     taken = torch.empty(rows, one.shape[1], dtype=dtype)
     exact = torch.empty(rows, one.shape[1], dtype=torch.float64)
@@ -173,6 +182,38 @@ def _upcast(
     for part in _parts(len(matrix), rows):
         taken = matrix[part]
         yield part, taken if same else place[: len(taken)].copy_(taken)
+
+
+def by_rows(
+    function: Callable[..., Tensor], matrix: Float[Tensor, "m n"], *others: Float[Tensor, "m _"]
+) -> Float[Tensor, "m n"]:
+    """Return ``function(matrix, *others)`` in float32, some rows at a time.
+
+    Each row of the result may depend on the same row of each argument alone. What the function
+    makes on its way never leaves the cache.
+
+    Examples
+    --------
+    >>> by_rows(torch.sub, torch.tensor([[5.0, 5.0]]), torch.tensor([[2.0, 1.0]])).tolist()
+    [[3.0, 4.0]]
+    """
+    if matrix.is_cuda:
+        return function(matrix, *others).float()
+    result = _blank(matrix, torch.float32)
+    for part in cached_rows(matrix):
+        result[part] = function(matrix[part], *(other[part] for other in others))
+    return result
+
+
+def cached_rows(matrix: Float[Tensor, "m n"]) -> Iterator[slice]:
+    """Yield slices of rows that stay in a processor's cache; of all where there is none."""
+    rows = max(1, _CACHED // max(1, matrix.shape[1]))
+    return _parts(len(matrix), max(1, len(matrix)) if matrix.is_cuda else rows)
+
+
+def _blank(like: Tensor, dtype: torch.dtype) -> Tensor:
+    # NumPy asks for large pages, which are several times faster to touch for the first time.
+    return torch.from_numpy(np.empty(tuple(like.shape), str(dtype).removeprefix("torch.")))
 
 
 def _by_columns(matrix: Float[Tensor, "m n"]) -> bool:

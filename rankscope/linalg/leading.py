@@ -183,7 +183,8 @@ def _found(problem: _Problem, spaces: Iterator[Space]) -> tuple[Certified | None
 
     None as soon as there is no hope for one.
     """
-    before, due = (0, math.inf), problem.k + 1
+    before: tuple[int, float] = (0, math.inf)
+    due: float = problem.k + 1
     for space in spaces:
         size = space.basis.shape[1]
         if size < due:
@@ -274,7 +275,8 @@ def _certified(problem: _Problem, ritz: Ritz, count: int) -> Certified | None:
 
 
 def _norms(found: Triplets) -> Float[Tensor, " c"]:
-    return torch.linalg.vector_norm(found.residual, dim=0) + 2 * found.blur
+    norms: Tensor = torch.linalg.vector_norm(found.residual, dim=0) + 2 * found.blur
+    return norms
 
 
 def _arithmetic(problem: _Problem, gap: float) -> tuple[torch.dtype, float]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["leading", "own_generator", "rounded", "rounding_variance", "spectral_norm", "ulp"]
+__all__ = ["Grid", "leading", "own_generator", "rounded", "spectral_norm", "ulp"]
 
 _EXPONENT = 0x7F800000  # of a float32
 _MANTISSA = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23}
@@ -37,24 +40,7 @@ def ulp(weight: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*
     [0.0078125, 0.0078125, 0.015625]
     """
     power = (weight.float().contiguous().view(torch.int32) & _EXPONENT).view(torch.float32)
-    return (power * 2.0 ** -_MANTISSA[dtype]).clamp_min(_SMALLEST[dtype])
-
-
-def rounding_variance(
-    weight: Float[Tensor, "*shape"], dtype: torch.dtype
-) -> Float[Tensor, "*shape"]:
-    """Return the variance ``ulp² / 12`` of the error with which each number was stored.
-
-    The error is uniform over one spacing where the number before rounding had many more
-    digits.
-
-    Examples
-    --------
-    >>> variance = rounding_variance(torch.tensor([1.0]), torch.bfloat16)
-    >>> (12 * variance).sqrt().item() == 2**-7
-    True
-    """
-    return ulp(weight, dtype).square() / 12
+    return power.mul_(2.0 ** -_MANTISSA[dtype]).clamp_min_(_SMALLEST[dtype])
 
 
 def rounded(x: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
@@ -69,6 +55,50 @@ def rounded(x: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*s
     """
     limit = torch.finfo(dtype).max
     return x.float().clamp(-limit, limit).to(dtype).float()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The numbers that a storage format holds, in a unit of one's own.
+
+    A unit near the size of a weight keeps squares in the range of float32, while subnormal
+    numbers and the largest ones stay where the format has them.
+
+    Parameters
+    ----------
+    dtype : torch.dtype
+        bfloat16, float16 or float32.
+    unit : float
+        A power of two that float32 holds.
+
+    Examples
+    --------
+    Half precision is as fine as 2**-24 and not finer:
+
+    >>> grid = Grid(torch.float16, 2.0**-24)
+    >>> x = torch.tensor([0.3, 5.2, 4096.7])
+    >>> grid.rounded(x).tolist(), grid.spacing(x).tolist()
+    ([0.0, 5.0, 4096.0], [1.0, 1.0, 4.0])
+    """
+
+    dtype: torch.dtype
+    unit: float = 1.0
+
+    def rounded(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return each number at the nearest one that can be stored."""
+        return rounded(x * self.unit, self.dtype).div_(self.unit)
+
+    def spacing(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return the distance from each number's magnitude to the next larger one."""
+        return ulp(x * self.unit, self.dtype).div_(self.unit)
+
+    def deviation(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return the standard deviation ``ulp / √12`` of the error of each stored number.
+
+        The error is uniform over one spacing where the number before rounding had many more
+        digits.
+        """
+        return self.spacing(x).mul_(1 / math.sqrt(12))
 
 
 def own_generator(seed: int, use: int) -> torch.Generator:
@@ -94,18 +124,20 @@ def own_generator(seed: int, use: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(words[0]) >> 1)
 
 
-def spectral_norm(matrix: Float[Tensor, "m n"], *, seed: int = 0) -> float:
-    """Return the largest singular value, by thirty steps of Lanczos from a random start.
+def spectral_norm(
+    matrix: Float[Tensor, "m n"], *, steps: int = _LANCZOS_STEPS, seed: int = 0
+) -> float:
+    """Return the largest singular value, by some steps of Lanczos from a random start.
 
-    Never too large but for float32's round-off; too small by up to 1e-3 relative where the
-    singular values are dense at the top (a random matrix), usually by 1e-5.
+    Never too large but for float32's round-off; after thirty steps too small by up to 1e-3
+    relative where the singular values are dense at the top (a random matrix), usually by 1e-5.
 
     Examples
     --------
     >>> round(spectral_norm(torch.diag(torch.tensor([3.0, 1.0]))), 5)
     3.0
     """
-    _, s, _ = _krylov(matrix.float(), _start(matrix, 1, seed), _LANCZOS_STEPS)
+    _, s, _ = _krylov(matrix.float(), _start(matrix, 1, seed), steps)
     return s[0].item()
 
 
