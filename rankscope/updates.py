@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, final
 
 import torch
@@ -191,21 +192,30 @@ class FactoredUpdate(Update):
 
     @override
     def term_size(self) -> float:
-        return abs(self.scale) * self._term_sizes().max().item() if self.up.shape[1] else 0.0
+        return abs(self.scale) * self._term_sizes.max().item() if self.up.shape[1] else 0.0
 
+    @cached_property
     def _term_sizes(self) -> Float[Tensor, " r"]:
-        up = torch.linalg.vector_norm(self.up.double(), dim=0)
-        sizes: Tensor = up * torch.linalg.vector_norm(self.down.double(), dim=1)
+        up, down = (torch.linalg.vector_norm(x, dim=1) for x in self._rows())
+        sizes: Tensor = up * down
         return sizes
+
+    def _rows(self) -> tuple[Float[Tensor, "r out"], Float[Tensor, "r in"]]:
+        """Return a term's two vectors as rows: to reorder columns costs more than their QR."""
+        up, down = (
+            x.to(torch.float64, memory_format=torch.contiguous_format)
+            for x in (self.up.T, self.down)
+        )
+        return up, down
 
     @override
     def compress(self) -> Compressed:
-        up, down = self.up.double(), self.down.double()
+        up, down = self._rows()
         # Strongest term first: the SVD of a core graded downwards keeps every digit of its
         # small singular values, in any other order only those above eps * the largest.
-        order = self._term_sizes().argsort(descending=True, stable=True)
+        order = self._term_sizes.argsort(descending=True, stable=True)
         # QR, not a Gram matrix: squaring would lose all that lies below sqrt(eps).
-        left, upper = torch.linalg.qr(up[:, order])
+        left, upper = torch.linalg.qr(up[order].T)
         right, lower = torch.linalg.qr(down[order].T)
         return Compressed(left, self.scale * (upper @ lower.T), right)
 

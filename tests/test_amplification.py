@@ -189,6 +189,24 @@ def test_command_json(files):
     assert set(content["rows"][0]) >= set(DESIGNED.split())
 
 
+def test_curves_are_written_once_and_never_into_csv(files):
+    result = rs.amplification(files / "adapter", base=files / "base.safetensors", k=[2, 4])
+    content = result.to_dict()
+    modules = list(dict.fromkeys(result.table.module))
+    assert [curve["module"] for curve in content["curves"]] == modules
+    assert len(content["rows"]) == 2 * len(modules)
+    first = result.table.iloc[0]
+    for name in ("profile_k", "profile_top", "alignment_i", "alignment_right"):
+        np.testing.assert_array_equal(content["curves"][0][name], first[name])
+        assert name not in content["rows"][0]
+    result.save(files / "table.csv")
+    rows = pd.read_csv(files / "table.csv")
+    assert rows.select_dtypes("number").columns.size == rows.columns.size - 2  # module, kind
+    pytest.importorskip("pyarrow")
+    result.save(files / "table.parquet")
+    np.testing.assert_allclose(pd.read_parquet(files / "table.parquet").excess, rows.excess)
+
+
 def test_modules_that_the_base_lacks_or_has_in_another_shape(files, rng):
     base = {
         "layers.0.q_proj.weight": gaussian(12, 8, rng=rng),

@@ -25,6 +25,11 @@ def svd(matrix):
     return u, s, vt.T
 
 
+def apart(count):
+    """Return descending values of which none is near to another."""
+    return 1.02 ** -torch.arange(count).double()
+
+
 class TestIntruders:
     @pytest.mark.parametrize("factor", [1.0, -2.5])
     def test_none_in_a_multiple_of_the_base(self, rng, factor):
@@ -51,8 +56,8 @@ class TestIntruders:
         turn = torch.linalg.qr(gaussian(m, m, rng=rng))[0]
         x = u[:, :m] @ turn
         assert closeness(x, u, values).min() > 1 - 1e-12
-        apart = values + torch.linspace(0.1, 0, 7)
-        alone = closeness(x, u, apart)
+        unequal = values + torch.linspace(0.1, 0, 7)
+        alone = closeness(x, u, unequal)
         assert alone.max() < 1
         assert alone.min() >= 1 / math.sqrt(m) - 1e-12
 
@@ -61,22 +66,73 @@ class TestIntruders:
         assert closeness(u[:, 3:], u[:, :3], torch.ones(3)).item() < 1e-12
         assert closeness(u, u[:, :0], torch.ones(0)).tolist() == [0, 0, 0, 0]
 
+    def test_a_pair_that_mixes_freely_is_none(self, rng):
+        # Two values 1e-4 apart, which an update ten times that turns by 45 degrees.
+        values = torch.tensor([3.0, 2.0, 2.0 - 1e-4, 1.0, 0.5]).double()
+        u, v = haar(12, 5, rng), haar(9, 5, rng)
+        weight = u * values @ v.T
+        turn = 1e-3 * (u[:, [1]] @ v[:, [2]].T + u[:, [2]] @ v[:, [1]].T)
+        x, t, y = svd(weight + turn)
+        x, y = x[:, :5], y[:, :5]
+        reach = torch.maximum((turn @ y).norm(dim=0), (turn.T @ x).norm(dim=0))
+        for own, base in ((x, u), (y, v)):
+            single = closeness(own, base, values, blocks=False)
+            assert single[1:3].max() < 0.73  # an intruder at ε = 0.8, by single directions
+            assert closeness(own, base, values, reach).min() > 1 - 1e-6
+        assert t[1] == pytest.approx(2 + 1e-3, abs=1e-4)
+
+    @pytest.mark.parametrize(
+        ("gap", "reach", "one"), [(1e-4, 1e-5, False), (1e-4, 1e-3, True), (0.1, 1.0, False)]
+    )
+    def test_near_is_what_the_update_reaches_and_a_hundredth(self, gap, reach, one):
+        values = torch.tensor([2.0, 2.0 - gap, 1.0]).double()
+        half = torch.tensor([[1.0], [1.0], [0.0]]).double() / math.sqrt(2)
+        found = closeness(half, torch.eye(3).double(), values, torch.tensor([reach]).double())
+        assert found.item() == pytest.approx(1.0 if one else math.sqrt(0.5))
+
+    def test_an_intruder_among_near_values_is_one_all_the_same(self, rng):
+        # Pairs of values 1e-4 apart, and a spike that belongs to none of them.
+        values = torch.linspace(2, 1, 150).double().repeat_interleave(2)
+        values[1::2] -= 1e-4
+        u, v = haar(300, 300, rng), haar(300, 300, rng)
+        weight = u * values @ v.T
+        spike = 6 * haar(300, 1, rng) @ haar(300, 1, rng).T
+        x, t, y = svd(weight + spike)
+        x, y = x[:, :5], y[:, :5]
+        reach = torch.maximum((spike @ y).norm(dim=0), (spike.T @ x).norm(dim=0))
+        assert t[0] > 6
+        for own, base in ((x, u), (y, v)):
+            assert (closeness(own, base, values, reach) < 0.5).tolist()[0]
+
     @pytest.mark.parametrize(("d", "mean"), [(512, 0.144), (1024, 0.107)])
     def test_chance_is_what_random_directions_reach(self, d, mean):
         draws = np.random.default_rng(1).standard_normal((2000, d))
         largest = np.abs(draws).max(axis=1) / np.linalg.norm(draws, axis=1)
         assert largest.mean() == pytest.approx(mean, rel=0.03)
-        assert chance_closeness(d, d, 0.5) == pytest.approx(np.median(largest), rel=0.01)
-        assert chance_closeness(d, d) == pytest.approx(np.quantile(largest, 0.01), rel=0.02)
+        low, middle = chance_closeness(d, apart(d), (0.01, 0.5))
+        assert middle == pytest.approx(np.median(largest), rel=0.01)
+        assert low == pytest.approx(np.quantile(largest, 0.01), rel=0.02)
+
+    def test_chance_knows_blocks(self, rng):
+        values = torch.linspace(2, 1, 200).double()
+        middle = chance_closeness(200, values, (0.5,))[0]
+        assert middle > 1.1 * chance_closeness(200, apart(200), (0.5,))[0]
+        draws = haar(200, 200, rng)
+        seen = closeness(draws, torch.eye(200).double(), values, torch.full((200,), 9.0).double())
+        assert seen.median().item() == pytest.approx(middle, rel=0.05)
+        assert chance_closeness(200, torch.ones(200)) == pytest.approx((1, 1))
 
     def test_chance_in_the_plane_is_known(self):
         # The larger of |cos| and |sin| of a uniform angle: its median is cos(π/8).
-        assert chance_closeness(2, 2, 0.5) == pytest.approx(math.cos(math.pi / 8), rel=0.01)
+        found = [chance_closeness(2, apart(q), (0.5,))[0] for q in (2, 1)]
+        assert found[0] == pytest.approx(math.cos(math.pi / 8), rel=0.01)
         # One coordinate alone: |cos| of a uniform angle.
-        assert chance_closeness(2, 1, 0.5) == pytest.approx(math.cos(math.pi / 4), rel=0.04)
+        assert found[1] == pytest.approx(math.cos(math.pi / 4), rel=1e-9)
+        assert np.isnan(chance_closeness(2, apart(0))).all()
 
     def test_fewer_base_directions_are_farther(self):
-        assert chance_closeness(64, 8) < chance_closeness(64, 32) < chance_closeness(64, 64)
+        low = [chance_closeness(64, apart(q))[0] for q in (8, 32, 64)]
+        assert low == sorted(low)
 
 
 class TestBetweenUpdates:

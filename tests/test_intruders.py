@@ -39,7 +39,7 @@ def test_every_number_against_dense_numpy(rng):
     for row in table.itertuples():
         seen = cosines[row.side][: row.k]
         np.testing.assert_allclose(row.max_cosine, seen, rtol=1e-9)
-        assert row.intruders == (seen < row.epsilon).sum()
+        assert row.intruders == row.intruders_single == (seen < row.epsilon).sum()
         energies = s[: row.k] ** 2
         share = energies[seen < row.epsilon].sum() / energies.sum()
         assert row.intruder_energy_share == pytest.approx(share)
@@ -61,6 +61,16 @@ def test_a_random_spike_is_one_and_the_first(rng):
     assert table.intruders.tolist() == [1, 1]
     assert [row[0] < 0.5 for row in table.max_cosine] == [True, True]
     assert (table.intruder_energy_share > 0.9).all()
+
+
+def test_directions_that_mix_within_one_percent_are_none(rng):
+    values = torch.tensor([3.0, 2.0, 1.999, 1.998, 1.997, 1.0])
+    u, v = haar(12, 6, rng), haar(9, 6, rng)
+    turn = torch.zeros(6, 6).double()
+    turn[1:5, 1:5] = 0.2 * haar(4, 4, rng)
+    table = measured(u * values @ v.T, u @ turn @ v.T, k=6, epsilon=0.9)
+    assert table.intruders.tolist() == [0, 0]
+    assert (table.intruders_single > 0).all()
 
 
 def test_a_zero_update_has_none_and_a_small_matrix_cuts_k(rng):

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -25,15 +25,11 @@ from rankscope.io.updateset import UpdateSet
 from rankscope.linalg.chance import random_subspace
 from rankscope.measures import amplification as measures
 from rankscope.measures.similarity import phi_grid
-from rankscope.results import Result, provenance
+from rankscope.results import AmplificationResult, provenance
 from rankscope.spectra import Spectrum, svd
 from rankscope.updates import Update
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 __all__ = [
-    "AmplificationResult",
     "amplification",
     "amplification_study",
     "checked_counts",
@@ -79,25 +75,6 @@ _DRAWS = 20
 _NOTHING = 1e-13
 _POINTS = 48  # of a curve
 _HEAD = 0.10  # Figure 8 looks at the first tenth of W's directions
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class AmplificationResult(Result):
-    """ΔW against W; columns as in ``rankscope.amplification/1``."""
-
-    schema: ClassVar[str] = "rankscope.amplification/1"
-    hidden: ClassVar[tuple[str, ...]] = (
-        "layer", "rows", "columns", "norm_update", "projection_drawn", "left_energy",
-        "left_chance", "right_energy", "right_chance", "reweighting", "rewiring", "new",
-        "factors", "cosines", "profile_k", "profile_top", "profile_bottom", "alignment_i",
-        "alignment_left", "alignment_right",
-    )  # fmt: skip
-
-    def plot(self, **options: Any) -> Figure:
-        """Return Table 7, Figure 8 and ΔW's energy in W's directions: `figure_amplification`."""
-        from rankscope.plots import figure_amplification
-
-        return figure_amplification(self.table, **options)
 
 
 @dataclass(frozen=True)

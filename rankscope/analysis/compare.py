@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Unpack
+from dataclasses import dataclass
+from typing import Any, Unpack
 
-import numpy as np
 import pandas as pd
 from torch import Tensor
 
@@ -15,21 +14,20 @@ from rankscope.analysis.aligned import Aligned, aligned
 from rankscope.analysis.costs import cost
 from rankscope.analysis.devices import resolve_device
 from rankscope.analysis.engine import How, Row, Study, Task, run
+from rankscope.analysis.groups import Groups, checked_groups, group_table, rank_notes
 from rankscope.analysis.selection import opened
+from rankscope.analysis.series import series_table
 from rankscope.analysis.stacks import MEASURES, Stack, joint_interference, pair_rows, whole_cosines
 from rankscope.errors import UpdateError
 from rankscope.io.sources import Source
 from rankscope.io.updateset import UpdateSet
 from rankscope.linalg.chance import adjusted_p_values
-from rankscope.measures.distances import DISTANCES
-from rankscope.results import Result, provenance
+from rankscope.measures.rank import energy_rank_bracket, stable_rank
+from rankscope.results import CompareResult, provenance
 from rankscope.spectra import Spectrum, svd
 from rankscope.updates import DenseUpdate, Update
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["MEASURES", "CompareResult", "compare", "compare_study", "finish"]
+__all__ = ["MEASURES", "compare", "compare_study", "finish"]
 
 _FIXED = {
     "module": "str",
@@ -40,91 +38,21 @@ _FIXED = {
     "a": "str",
     "b": "str",
 }
+# Of one source's update of a module.
+_UPDATE = {
+    "module": "str",
+    "layer": "Int64",
+    "kind": "str",
+    "expert": "Int64",
+    "name": "str",
+    "directions": "int64",
+    "norm": "float64",
+    "spectral": "float64",
+    "stable_rank": "float64",
+    "energy_rank_90": "Int64",
+}
 DENSE_LIMIT = 64
-_SIMILARITIES = ("phi", "cosine", "mean_cosine", "cka")
 DEFAULT = ("phi", "cosine", "containment")
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class CompareResult(Result):
-    """Many adapters; columns as in ``rankscope.compare/1``.
-
-    Attributes
-    ----------
-    names : tuple of str
-        Of the sources, in the order they were given.
-    unmatched : dict
-        From every name to the modules that this source alone updates.
-    shared : DataFrame
-        A row per module and side: ``module side dimension sources common edge directions
-        interference``: how common the most common directions of all sources are (1 in all),
-        what chance passes once in a thousand times, how many directions lie above it
-        (undefined where any subspaces of these sizes meet), and how much the sources would
-        interfere if they were added (`task_interference`, in units of what as many equal ones
-        would have: 0 for orthogonal ones; directions that share in part can pass 1).
-    """
-
-    schema: ClassVar[str] = "rankscope.compare/1"
-    hidden: ClassVar[tuple[str, ...]] = ("layer", "rank_a", "rank_b", "p_adjusted")
-
-    names: tuple[str, ...] = ()
-    unmatched: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    shared: pd.DataFrame = field(default_factory=pd.DataFrame)
-
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """The measures that the table holds."""
-        return tuple(name for name in MEASURES if MEASURES[name][0] in self.table)
-
-    def plot(self, **options: Any) -> Figure:
-        """Return the matrices of all measures in the order of their clusters.
-
-        See `figure_compare`; `drift` is for a series.
-        """
-        from rankscope.plots import figure_compare
-
-        sides = list(dict.fromkeys(self.table.side))
-        squares = {side: {m: self.matrix(m, side) for m in self.measures} for side in sides}
-        chance = {side: self._chance(side) for side in sides}
-        return figure_compare(squares, chance=chance, shared=self.shared, **options)
-
-    def drift(self, **options: Any) -> Figure:
-        """Return each source against the one before it and the last, see `figure_drift`."""
-        from rankscope.plots import figure_drift
-
-        return figure_drift(self.table, names=self.names, **options)
-
-    def _chance(self, side: str) -> list[float]:
-        """Return the chance levels of φ, pair by pair, the mean over modules."""
-        if "chance" not in self.table:
-            return []
-        rows = self.table[self.table.side == side]
-        levels = rows.groupby(["a", "b"], sort=False).chance.mean().dropna()
-        return sorted(set(levels.round(6)))
-
-    def matrix(self, measure: str = "phi", side: str = "right") -> pd.DataFrame:
-        """Return the mean over modules as a square table, sources by sources.
-
-        The diagonal is 1 for similarities, 0 for distances and undefined for all else.
-        `containment` has row a's energy in the span of column b.
-        """
-        rows = self.table[self.table.side == side]
-        own = 0.0 if measure in DISTANCES else 1.0 if measure in _SIMILARITIES else np.nan
-        square = pd.DataFrame(np.nan, index=list(self.names), columns=list(self.names))
-        for name in self.names:
-            square.loc[name, name] = own
-        ways = (f"{measure}_a", f"{measure}_b") if measure == "containment" else (measure, measure)
-        for (a, b), group in rows.groupby(["a", "b"], sort=False):
-            square.loc[a, b], square.loc[b, a] = (group[way].mean() for way in ways)
-        return square
-
-    def extra(self) -> dict[str, Any]:
-        """Return the names, what only one source has, and what all sources share."""
-        return {
-            "names": list(self.names),
-            "unmatched": {name: list(alone) for name, alone in self.unmatched.items()},
-            "shared": self.shared.to_dict(orient="records"),
-        }
 
 
 @dataclass(frozen=True)
@@ -138,6 +66,8 @@ def compare(
     base: Source | None = None,
     k: int | None = None,
     measures: Sequence[str] = DEFAULT,
+    groups: Groups | None = None,
+    series: bool = False,
     alpha: float | None = None,
     device: str = "cpu",
     **how: Unpack[How],
@@ -158,6 +88,13 @@ def compare(
         chance k/d), ``mean_cosine`` (of the principal angles), ``cka``, and the distances
         ``geodesic chordal projection procrustes spectral asimov binet_cauchy fubini_study
         martin``.
+    groups : mapping of str to sequences of str, optional
+        Names of sources that are replicates of each other, such as the seeds of one run:
+        `CompareResult.groups` then holds how alike they are within and between, with
+        intervals over sources and over modules and a test by shuffling.
+    series : bool
+        Whether the sources are a series in the order given, such as the checkpoints of one
+        run: `CompareResult.series` then holds how rank, norm and subspace drift.
     alpha : float, optional
         LoRA's alpha, for files that do not say it.
     device : str
@@ -181,7 +118,8 @@ def compare(
     SourceError, AdapterError
         If a source cannot be read, or no module is shared.
     UpdateError
-        If there are fewer than two sources, or a measure is not known.
+        If there are fewer than two sources, a measure is not known, or a group names what is
+        no source or one twice.
 
     Examples
     --------
@@ -194,7 +132,10 @@ def compare(
     """
     named = _named(sources)
     sets = {name: opened(source, base, alpha) for name, source in named.items()}
-    result = run(compare_study(sets, k=k, measures=measures, device=device), how)
+    study = compare_study(
+        sets, k=k, measures=measures, groups=groups, series=series, device=device
+    )
+    result = run(study, how)
     assert isinstance(result, CompareResult)
     return result
 
@@ -204,17 +145,22 @@ def compare_study(
     *,
     k: int | None = None,
     measures: Sequence[str] = DEFAULT,
+    groups: Groups | None = None,
+    series: bool = False,
     device: str = "cpu",
 ) -> Study:
     """Return what `compare` does, module by module."""
     _two_or_more(len(sets))
     options, device = _Options(_at_least_one(k), _known(measures)), resolve_device(device)
+    groups = checked_groups(groups or {}, list(sets))
     found = aligned(sets)
     sets = found.sets
     said = {
         "names": list(sets),
         "k": k,
         "measures": list(options.measures),
+        "groups": {name: list(group) for name, group in groups.items()},
+        "series": series,
         "alpha": [one.alpha for one in sets.values()],
         "split": [one.split for one in sets.values()],
         "modules": list(found.modules),
@@ -231,6 +177,8 @@ def compare_study(
         "names": list(sets),
         "unmatched": found.unmatched,
         "measures": list(options.measures),
+        "groups": said["groups"],
+        "series": series,
     }
     tasks = [_task(module, found, options, device) for module in found.modules]
     return Study("compare", tasks, about, finish)
@@ -239,26 +187,40 @@ def compare_study(
 def finish(
     rows: list[Row], failures: list[dict[str, Any]], about: Mapping[str, Any]
 ) -> CompareResult:
-    """Return the result of all rows: of pairs, and of what all sources share."""
-    columns = dict(_FIXED) | {
-        column: "Int64" if column.startswith("rank_") else "float64"
-        for measure in about["measures"]
-        for column in MEASURES[measure]
-    }
-    pairs = [row for row in rows if "a" in row]
-    table = pd.DataFrame(pairs, columns=list(columns)).astype(columns)
-    if "p" in table:
-        groups = table.groupby(["side", "a", "b"], sort=False).p
-        table["p_adjusted"] = groups.transform(adjusted_p_values)
+    """Return the result of all rows: of pairs, of what all share, and of each source."""
+    names, measures, groups = about["names"], about["measures"], about["groups"]
+    table = _pairs([row for row in rows if "a" in row], measures)
+    updates = pd.DataFrame([row for row in rows if "name" in row], columns=list(_UPDATE))
+    updates = updates.astype(_UPDATE)
+    unlike = rank_notes(updates, names, groups, measures)
     return CompareResult(
         table,
         about["provenance"],
-        tuple(about["notes"]),
+        (*about["notes"], *unlike),
         tuple(failures),
-        names=tuple(about["names"]),
+        names=tuple(names),
         unmatched={name: tuple(alone) for name, alone in about["unmatched"].items()},
-        shared=pd.DataFrame([row for row in rows if "a" not in row]),
+        shared=pd.DataFrame([row for row in rows if "sources" in row]),
+        updates=updates,
+        measures=tuple(measures),
+        groups=group_table(table, updates, names, groups, measures),
+        series=series_table(table, updates, names, measures)
+        if about["series"]
+        else pd.DataFrame(),
     )
+
+
+def _pairs(rows: list[Row], measures: Sequence[str]) -> pd.DataFrame:
+    columns = dict(_FIXED) | {
+        column: "Int64" if column.startswith("rank_") else "float64"
+        for measure in measures
+        for column in MEASURES[measure]
+    }
+    table = pd.DataFrame(rows, columns=list(columns)).astype(columns)
+    if "p" in table:
+        groups = table.groupby(["side", "a", "b"], sort=False).p
+        table["p_adjusted"] = groups.transform(adjusted_p_values)
+    return table
 
 
 def _named(sources: Sequence[Any]) -> dict[str, Any]:
@@ -335,8 +297,24 @@ def _rows(
     spectra = [_spectrum(update, options) for update in updates]
     site = next(iter(sites.values()))
     fixed = {"module": module, "layer": site.layer, "kind": site.kind, "expert": site.expert}
+    for name, spectrum in zip(sets, spectra, strict=True):
+        yield fixed | {"name": name} | _size(spectrum)
     for row in _sides(list(sets), updates, spectra, reordered, options.measures):
         yield fixed | row
+
+
+def _size(spectrum: Spectrum) -> Row:
+    """Return how large an update is, and of which rank."""
+    used, energy = spectrum.values[: spectrum.directions], spectrum.energy
+    low, high = energy_rank_bracket(used, 0.9, energy, spectrum.ceiling) if energy else (0, 0)
+    return {
+        "directions": len(used),
+        "norm": math.sqrt(energy),
+        "spectral": float(used[0]) if len(used) else 0.0,
+        "stable_rank": stable_rank(used, energy) if len(used) else math.nan,
+        # Directions that were not looked for may be needed.
+        "energy_rank_90": low if low == high else None,
+    }
 
 
 def _sides(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from rankscope.analysis.amplification import checked_counts
@@ -23,7 +24,7 @@ from rankscope.io.updateset import UpdateSet
 from rankscope.measures.intruders import chance_closeness, closeness, intruder_energy_share
 from rankscope.results import Result, provenance
 from rankscope.spectra import svd
-from rankscope.updates import DenseUpdate
+from rankscope.updates import DenseUpdate, Update
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +42,7 @@ _COLUMNS = {
     "epsilon_chance": "float64",
     "chance_99": "float64",
     "intruders": "int64",
+    "intruders_single": "int64",
     "below_chance": "int64",
     "intruder_energy_share": "float64",
     "max_cosine": "object",
@@ -98,12 +100,15 @@ def intruders(
     -------
     IntrudersResult
         A row per module, side, k and epsilon. `max_cosine` lists each direction's largest
-        cosine (with the span of a block where W's singular values are equal). `intruders`
-        counts those below `epsilon`; at ε = 0.5 every random direction of a large matrix is
-        one, so `epsilon_chance` and `chance_99` are the 1 % and 99 % quantiles of a random
-        direction's largest cosine: below the first there is next to nothing, and `below_chance`
-        counts those below the second, no closer to W than random. `intruder_energy_share` is
-        the share of the energy of W + ΔW's first k directions that the intruders hold.
+        cosine; where singular values of W are nearly equal, within 1 % and no further apart
+        than the update reaches, with the span of all of them, since they mix under it
+        (`closeness`). `intruders` counts those below `epsilon`, `intruders_single` those whose
+        cosine with every single direction of W is, as the paper counts. At ε = 0.5 every random
+        direction of a large matrix is one, so `epsilon_chance` and `chance_99` are the 1 % and
+        99 % quantiles of a random direction's largest cosine: below the first there is next to
+        nothing, and `below_chance` counts those below the second, no closer to W than random.
+        `intruder_energy_share` is the share of the energy of W + ΔW's first k directions that
+        the intruders hold.
 
     Raises
     ------
@@ -194,13 +199,18 @@ def _checked(epsilon: float | Sequence[float]) -> tuple[float, ...]:
 
 def _rows(module: str, updates: UpdateSet, options: _Options, *, device: str) -> Iterator[Row]:
     site, weight = updates.site(module), updates.weight(module)
+    update = updates[module].to(device)
     base = decomposed(weight, device, options.cache)
-    tuned = DenseUpdate(weight.double() + updates[module].dense().cpu()).to(device)
+    tuned = DenseUpdate(weight.double() + update.dense().cpu()).to(device)
     ours = svd(tuned, max(options.ks))
+    assert ours.left is not None  # svd() was asked for vectors
+    assert ours.right is not None
+    reach = _reach(update, ours.left, ours.right)
     sides = {"right": (ours.right, base.right), "left": (ours.left, base.left)}
     for side, (own, theirs) in sides.items():
-        assert own is not None  # svd() was asked for vectors
-        cosines = closeness(own, theirs, base.values)
+        cosines = closeness(own, theirs, base.values, reach)
+        single = closeness(own, theirs, base.values, blocks=False)
+        chance = chance_closeness(len(theirs), base.values)
         for k in options.ks:
             for epsilon in options.epsilons:
                 yield {
@@ -209,12 +219,23 @@ def _rows(module: str, updates: UpdateSet, options: _Options, *, device: str) ->
                     "kind": site.kind,
                     "expert": site.expert,
                     "side": side,
-                    **_counted(cosines[:k], ours.values[:k], theirs, epsilon),
+                    **_counted(cosines[:k], single[:k], ours.values[:k], chance, epsilon),
                 }
 
 
-def _counted(cosines: Tensor, s: Tensor, base: Tensor, epsilon: float) -> Row:
-    low, high = (chance_closeness(*base.shape, quantile) for quantile in (0.01, 0.99))
+def _reach(update: Update, left: Tensor, right: Tensor) -> Tensor:
+    """Return what the update does to each of the tuned weight's pairs of directions."""
+    sizes = [
+        torch.linalg.vector_norm(one.matmul(vectors).cpu(), dim=0)
+        for one, vectors in ((update, right), (update.T, left))
+    ]
+    return torch.maximum(*sizes)
+
+
+def _counted(
+    cosines: Tensor, single: Tensor, s: Tensor, chance: tuple[float, ...], epsilon: float
+) -> Row:
+    low, high = chance
     found = cosines < epsilon
     return {
         "k": len(cosines),
@@ -222,6 +243,7 @@ def _counted(cosines: Tensor, s: Tensor, base: Tensor, epsilon: float) -> Row:
         "epsilon_chance": low,
         "chance_99": high,
         "intruders": int(found.sum()),
+        "intruders_single": int((single < epsilon).sum()),
         "below_chance": int((cosines < high).sum()),
         "intruder_energy_share": intruder_energy_share(s, found.double()),
         "max_cosine": cosines.numpy(),

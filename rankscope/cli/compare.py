@@ -31,6 +31,20 @@ from rankscope.cli.output import check_outputs, deliver
     "distance: geodesic, chordal, projection, procrustes, spectral, asimov, "
     "binet_cauchy, fubini_study, martin. The first three unless given.",
 )
+@click.option(
+    "--group",
+    "groups",
+    multiple=True,
+    metavar="NAME=A,B,…",
+    help="Names of sources that repeat one run, such as its seeds; repeatable. How alike they "
+    "are within and between groups, with intervals and a test by shuffling.",
+)
+@click.option(
+    "--series",
+    is_flag=True,
+    help="The sources are a series, such as checkpoints in their order: also how rank, norm and "
+    "subspace drift; .csv and figures hold that.",
+)
 @base_options
 @selection_options
 @device_option
@@ -40,6 +54,8 @@ def command(
     sources: tuple[str, ...],
     k: int | None,
     measure: str | None,
+    groups: tuple[str, ...],
+    series: bool,
     base: str | None,
     alpha: float | None,
     selection: Selection,
@@ -61,7 +77,9 @@ def command(
     named = _named(sources)
     sets = {name: selection.open(source, base, alpha) for name, source in named.items()}
     measures = [part.strip() for part in measure.split(",")] if measure else DEFAULT
-    study = compare_study(sets, k=k, measures=measures, device=device)
+    study = compare_study(
+        sets, k=k, measures=measures, groups=_grouped(groups), series=series, device=device
+    )
     result = engine.run(study, progress=not quiet)
     deliver(result, as_json=as_json, outputs=outputs, quiet=quiet, verbose=verbose)
 
@@ -80,3 +98,14 @@ def _named(sources: tuple[str, ...]) -> dict[str, str]:
             raise click.UsageError(f"two sources are named {name!r}: use NAME=SOURCE")
         named[name] = path
     return named
+
+
+def _grouped(groups: tuple[str, ...]) -> dict[str, list[str]]:
+    """Return the names of the sources in each group."""
+    found: dict[str, list[str]] = {}
+    for group in groups:
+        name, equals, members = group.partition("=")
+        if not equals or not name or name in found:
+            raise click.UsageError(f"--group {group}: give each group once, as NAME=A,B")
+        found[name] = [member.strip() for member in members.split(",") if member.strip()]
+    return found

@@ -9,6 +9,7 @@ from rankscope.plots.compare import plot_compare as plot_compare
 from rankscope.plots.compare import plot_shared as plot_shared
 from rankscope.plots.drift import figure_drift as figure_drift
 from rankscope.plots.drift import plot_drift as plot_drift
+from rankscope.plots.groups import plot_groups as plot_groups
 from rankscope.plots.intruders import figure_intruders as figure_intruders
 from rankscope.plots.intruders import plot_closeness as plot_closeness
 from rankscope.plots.intruders import plot_intruders as plot_intruders

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rankscope.plots.chance import colour_bar
 from rankscope.plots.counts import draw_counts, draw_lines
+from rankscope.plots.groups import GROUPS_CAPTION, draw_groups, group_height
 from rankscope.plots.panels import SIDES
 from rankscope.plots.style import DOUBLE, SMALL, characters, new_figure, notice_figure, theme
 from rankscope.plots.tables import in_words, line_names, require_columns, ticks_from_one
@@ -70,7 +71,7 @@ def plot_compare(
     order = _leaves(_tree(square, measure))
     mesh = _draw_square(ax, square.iloc[order, order], measure)
     _name_rows(ax, [str(square.index[n]) for n in order])
-    ax.set_title(_heading(measure))
+    ax.set_title(in_words(measure))
     _bar(mesh, ax, measure, chance)
     return ax
 
@@ -115,7 +116,11 @@ def plot_shared(shared: pd.DataFrame, *, side: str = "right", ax: Axes | None = 
 
 
 def figure_compare(
-    squares: Squares, *, chance: Mapping[str, Sequence[float]], shared: pd.DataFrame
+    squares: Squares,
+    *,
+    chance: Mapping[str, Sequence[float]],
+    shared: pd.DataFrame,
+    groups: pd.DataFrame | None = None,
 ) -> Figure:
     """Return the matrices of every measure and side, and what all sources share by layer.
 
@@ -128,6 +133,8 @@ def figure_compare(
         From the side to the chance levels of φ.
     shared : DataFrame
         As for `plot_shared`.
+    groups : DataFrame, optional
+        ``CompareResult.groups``: how alike sources are within and between groups, drawn below.
 
     Returns
     -------
@@ -143,22 +150,34 @@ def figure_compare(
     if not squares:
         return notice_figure("no module to draw")
     with theme():
-        return _draw_page(squares, chance, shared)
+        return _draw_page(squares, chance, shared, pd.DataFrame() if groups is None else groups)
 
 
 def _draw_page(
-    squares: Squares, chance: Mapping[str, Sequence[float]], shared: pd.DataFrame
+    squares: Squares,
+    chance: Mapping[str, Sequence[float]],
+    shared: pd.DataFrame,
+    groups: pd.DataFrame,
 ) -> Figure:
     measures = list(next(iter(squares.values())))
     number = len(next(iter(next(iter(squares.values())).values())))
     high = max(0.105 * number, 1.25) + 0.5
     below = 1.7
-    figure = new_figure(DOUBLE, len(squares) * high + below, _caption(squares, measures[0]))
-    heights = [high] * len(squares) + [below]
-    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)
-    *upper, lower = parts[:, 0]
+    lowest = group_height(groups) if len(groups) else 0.0
+    caption = _caption(squares, measures[0]) + (GROUPS_CAPTION if lowest else "")
+    heights = [high] * len(squares) + [below] + ([lowest] if lowest else [])
+    figure = new_figure(DOUBLE, sum(heights), caption)
+    parts = list(figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
+    if lowest:
+        draw_groups(parts.pop(), groups, list(squares), measures[0])
+    *upper, lower = parts
     for part, (side, tables) in zip(upper, squares.items(), strict=True):
         _draw_side(part, side, tables, chance.get(side, ()))
+    _draw_shared(lower, squares, shared)
+    return figure
+
+
+def _draw_shared(lower: Any, squares: Squares, shared: pd.DataFrame) -> None:
     axes = lower.subplots(1, len(squares), squeeze=False)[0]
     for ax, side in zip(axes, squares, strict=True):
         draw_counts(ax, shared, side, "directions")
@@ -166,7 +185,6 @@ def _draw_page(
     handles, labels = axes[0].get_legend_handles_labels()
     if len(labels) > 1:
         lower.legend(handles, labels, loc="outside right center")
-    return figure
 
 
 def _draw_side(
@@ -186,7 +204,7 @@ def _draw_side(
             ax.tick_params(labelleft=False)
         else:
             _name_rows(ax, [str(square.index[n]) for n in order], width=1.1)
-        ax.set_title(_heading(measure))
+        ax.set_title(in_words(measure))
         _bar(mesh, ax, measure, chance if measure == "phi" else ())
 
 
@@ -275,14 +293,10 @@ def _bar(mesh: QuadMesh, ax: Axes, measure: str, chance: Sequence[float]) -> Non
     bar.set_ticklabels([f"{tick:.2g}" for tick in ticks])
 
 
-def _heading(measure: str) -> str:
-    return "φ, all directions" if measure == "phi" else in_words(measure)
-
-
 def _caption(squares: Squares, measure: str) -> str:
     number = len(next(iter(next(iter(squares.values())).values())))
     return (
         f"Means over the modules that two of the {number} sources share; each side in the order "
-        f"of its tree, average linkage of {_heading(measure)}. Containment: the row's energy in "
+        f"of its tree, average linkage of {in_words(measure)}. Containment: the row's energy in "
         "the column's span. Shared directions: common to the sources beyond chance."
     )

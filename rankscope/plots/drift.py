@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,6 +19,7 @@ from rankscope.plots.tables import as_floats, in_words, line_names, require_colu
 __all__ = ["figure_drift", "plot_drift"]
 
 _COLORS = {"previous": "#332288", "last": "#CC6677"}
+_SIZES = {"norm": "‖ΔW‖", "stable_rank": "stable rank"}
 _NAMED = 8  # sources whose names stand under the axis without being turned
 
 
@@ -84,13 +86,21 @@ def plot_drift(
     return ax
 
 
-def figure_drift(table: pd.DataFrame, *, names: Sequence[str], measure: str = "phi") -> Figure:
-    """Return the drift along a series, a panel per side.
+def figure_drift(
+    table: pd.DataFrame,
+    *,
+    names: Sequence[str],
+    updates: pd.DataFrame | None = None,
+    measure: str = "phi",
+) -> Figure:
+    """Return the drift along a series: a panel per side, then norm and rank.
 
     Parameters
     ----------
     table, names, measure
         As for `plot_drift`.
+    updates : DataFrame, optional
+        ``CompareResult.updates``, for norm and rank.
 
     Returns
     -------
@@ -108,15 +118,40 @@ def figure_drift(table: pd.DataFrame, *, names: Sequence[str], measure: str = "p
         return notice_figure("no module to draw")
     with theme():
         caption = "Means over the modules; bands from the lower to the upper quartile."
-        figure = new_figure(DOUBLE, 2.6, caption)
-        axes = figure.subplots(1, len(sides), sharey=True, squeeze=False)[0]
-        for ax, side in zip(axes, sides, strict=True):
-            plot_drift(table, names=names, measure=measure, side=side, ax=ax)
-            ax.get_legend().remove()
-            ax.set(title=SIDES[side], ylabel=ax.get_ylabel() if ax is axes[0] else "")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        rows = 1 if updates is None else 2
+        figure = new_figure(DOUBLE, 2.5 * rows, caption)
+        upper, *lower = figure.subfigures(rows, 1, squeeze=False)[:, 0]
+        _draw_sides(upper, table, names, measure, sides)
+        if updates is not None:
+            _draw_sizes(lower[0], updates, names)
     return figure
+
+
+def _draw_sides(
+    figure: Any, table: pd.DataFrame, names: Sequence[str], measure: str, sides: Sequence[str]
+) -> None:
+    axes = figure.subplots(1, len(sides), sharey=True, squeeze=False)[0]
+    for ax, side in zip(axes, sides, strict=True):
+        plot_drift(table, names=names, measure=measure, side=side, ax=ax)
+        ax.get_legend().remove()
+        ax.set(title=SIDES[side], ylabel=ax.get_ylabel() if ax is axes[0] else "")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+
+
+def _draw_sizes(figure: Any, updates: pd.DataFrame, names: Sequence[str]) -> None:
+    """Draw the norm and the stable rank of the modules, step by step."""
+    require_columns(updates, "name", *_SIZES)
+    axes = figure.subplots(1, len(_SIZES), squeeze=False)[0]
+    for ax, (column, label) in zip(axes, _SIZES.items(), strict=True):
+        groups = as_floats(updates, [column])[column].groupby(updates["name"])
+        parts = [groups.mean(), groups.quantile(0.25), groups.quantile(0.75)]
+        middle, low, high = (part.reindex(list(names)).to_numpy() for part in parts)
+        ax.plot(range(len(names)), middle, color="0.2", marker="o")
+        ax.fill_between(range(len(names)), low, high, color="0.2", alpha=0.15, linewidth=0)
+        _label(ax, names, column)
+        ax.set_ylabel(label)
+        ax.set_ylim(bottom=0)
 
 
 def _summary(
@@ -137,6 +172,6 @@ def _label(ax: Axes, names: Sequence[str], measure: str) -> None:
     ax.set_xticks(range(len(names)), short)
     if turned:
         plt.setp(ax.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
-    ax.set_ylabel("φ, all directions" if measure == "phi" else in_words(measure))
+    ax.set_ylabel(in_words(measure))
     if measure in ("phi", "cka", "mean_cosine", "cosine"):
         ax.set_ylim(min(0.0, ax.get_ylim()[0]), 1.02)

@@ -28,6 +28,7 @@ _MAKERS = dict.fromkeys(("dimension", "phi"), _SIMILARITY) | {
         "rankscope.amplification(updates, base=…).table",
     ),
     "max_cosine": "rankscope.intruders(updates, base=…).table",
+    "seeds_low": "rankscope.compare(sources, groups=…).groups",
     **dict.fromkeys(("a", "b"), "rankscope.compare(sources).table"),
     "directions": "rankscope.compare(sources).shared",
 }
@@ -227,6 +228,8 @@ def in_words(measure: str) -> str:
     >>> in_words("energy_rank_90"), in_words("stable_rank")
     ('energy rank, 90 %', 'stable rank')
     """
+    if measure == "phi":
+        return "φ, all directions"
     stem, _, last = measure.rpartition("_")
     return f"{stem.replace('_', ' ')}, {last} %" if last.isdigit() else measure.replace("_", " ")
 

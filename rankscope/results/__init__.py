@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rankscope.results.amplification import AmplificationResult
 from rankscope.results.base import (
     FIGURE_SUFFIXES,
     TABLE_SUFFIXES,
@@ -9,6 +10,7 @@ from rankscope.results.base import (
     provenance,
     unknown_suffix,
 )
+from rankscope.results.compare import CompareResult
 from rankscope.results.info import InfoResult
 from rankscope.results.rank import Advice, RankResult
 from rankscope.results.resize import ExtractResult, ResizeResult
@@ -19,6 +21,8 @@ __all__ = [
     "FIGURE_SUFFIXES",
     "TABLE_SUFFIXES",
     "Advice",
+    "AmplificationResult",
+    "CompareResult",
     "ExtractResult",
     "InfoResult",
     "RankResult",

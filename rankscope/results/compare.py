@@ -1,0 +1,135 @@
+"""What a comparison of many sources returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from rankscope.measures.distances import DISTANCES
+from rankscope.results.base import Result
+from rankscope.tables import as_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["CompareResult"]
+
+_SIMILARITIES = ("phi", "cosine", "mean_cosine", "cka")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CompareResult(Result):
+    """Many adapters; columns as in ``rankscope.compare/1``.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Of the sources, in the order they were given.
+    unmatched : dict
+        From every name to the modules that this source alone updates.
+    shared : DataFrame
+        A row per module and side: ``module side dimension sources common edge directions
+        interference``: how common the most common directions of all sources are (1 in all),
+        what chance passes once in a thousand times, how many directions lie above it
+        (undefined where any subspaces of these sizes meet), and how much the sources would
+        interfere if they were added (`task_interference`, in units of what as many equal ones
+        would have: 0 for orthogonal ones; directions that share in part can pass 1).
+    updates : DataFrame
+        A row per module and source: ``module layer kind name directions norm spectral
+        stable_rank energy_rank_90``; `directions` are those that were used, `norm` is ‖ΔW‖,
+        `energy_rank_90` undefined where the directions that are used hold less.
+    measures : tuple of str
+        The measures that the table holds.
+    groups : DataFrame
+        A row per measure, side and pair of groups, within one (a = b) and between two, empty
+        without groups. `mean` and `sd` are of the pairs of sources, each pair the mean over
+        its modules; ``seeds_low`` to ``seeds_high`` is a 95 % bootstrap interval of the mean
+        over sources (undefined below three in a group, see `seed_interval` for how wide it
+        is), ``modules_low`` to ``modules_high`` over modules. `p_shuffled` says how often
+        sources dealt to the two groups at random, in `arrangements` ways, are as much more
+        alike within them than between; `p_adjusted` are adjusted over the pairs of groups.
+    series : DataFrame
+        A row per side and source, empty unless the sources are a series: ``step name modules
+        norm`` (of all modules together) and the means ``directions stable_rank
+        energy_rank_90``, then each measure to the ``_previous`` source and to the ``_last``.
+    """
+
+    schema: ClassVar[str] = "rankscope.compare/1"
+    hidden: ClassVar[tuple[str, ...]] = ("layer", "rank_a", "rank_b", "p_adjusted")
+
+    names: tuple[str, ...] = ()
+    unmatched: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    shared: pd.DataFrame = field(default_factory=pd.DataFrame)
+    updates: pd.DataFrame = field(default_factory=pd.DataFrame)
+    measures: tuple[str, ...] = ()
+    groups: pd.DataFrame = field(default_factory=pd.DataFrame)
+    series: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def plot(self, **options: Any) -> Figure:
+        """Return the matrices of all measures in the order of their clusters.
+
+        See `figure_compare`; of a series, `drift`.
+        """
+        from rankscope.plots import figure_compare
+
+        if len(self.series):
+            return self.drift(**options)
+        sides = list(dict.fromkeys(self.table.side))
+        squares = {side: {m: self.matrix(m, side) for m in self.measures} for side in sides}
+        chance = {side: self._chance(side) for side in sides}
+        return figure_compare(
+            squares, chance=chance, shared=self.shared, groups=self.groups, **options
+        )
+
+    def drift(self, **options: Any) -> Figure:
+        """Return each source against the one before it and the last, see `figure_drift`."""
+        from rankscope.plots import figure_drift
+
+        return figure_drift(self.table, names=self.names, updates=self.updates, **options)
+
+    def long(self) -> pd.DataFrame:
+        """Return the pairs; of a series its steps."""
+        return self.series if len(self.series) else self.table
+
+    def to_text(self, width: int | None = None) -> str:
+        """Return the pairs, then the groups and the steps where there are any."""
+        tables = [as_text(table, width) for table in (self.groups, self.series) if len(table)]
+        return "\n\n".join([super().to_text(width), *tables])
+
+    def _chance(self, side: str) -> list[float]:
+        """Return the chance levels of φ, pair by pair, the mean over modules."""
+        if "chance" not in self.table:
+            return []
+        rows = self.table[self.table.side == side]
+        levels = rows.groupby(["a", "b"], sort=False).chance.mean().dropna()
+        return sorted(set(levels.round(6)))
+
+    def matrix(self, measure: str = "phi", side: str = "right") -> pd.DataFrame:
+        """Return the mean over modules as a square table, sources by sources.
+
+        The diagonal is 1 for similarities, 0 for distances and undefined for all else.
+        `containment` has row a's energy in the span of column b.
+        """
+        rows = self.table[self.table.side == side]
+        own = 0.0 if measure in DISTANCES else 1.0 if measure in _SIMILARITIES else np.nan
+        square = pd.DataFrame(np.nan, index=list(self.names), columns=list(self.names))
+        for name in self.names:
+            square.loc[name, name] = own
+        ways = (f"{measure}_a", f"{measure}_b") if measure == "containment" else (measure, measure)
+        for (a, b), group in rows.groupby(["a", "b"], sort=False):
+            square.loc[a, b], square.loc[b, a] = (group[way].mean() for way in ways)
+        return square
+
+    def extra(self) -> dict[str, Any]:
+        """Return the names, what only one source has, each source's size, and all else shared."""
+        content: dict[str, Any] = {
+            "names": list(self.names),
+            "unmatched": {name: list(alone) for name, alone in self.unmatched.items()},
+            "shared": self.shared.to_dict(orient="records"),
+            "updates": self.updates.to_dict(orient="records"),
+        }
+        more = {"groups": self.groups, "series": self.series}
+        return content | {k: v.to_dict(orient="records") for k, v in more.items() if len(v)}
