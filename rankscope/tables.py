@@ -11,7 +11,7 @@ import pandas as pd
 
 __all__ = ["as_latex", "as_markdown", "as_text", "plain", "short"]
 
-_PROBABILITIES = ("p_first", "p_full", "p_adjusted")
+_PROBABILITIES = ("p", "p_first", "p_full", "p_adjusted")
 
 
 def plain(value: Any) -> Any:

@@ -171,6 +171,69 @@ def test_means_and_intervals_are_drawn(runs):
     assert "groups, output side (left)" in titles
 
 
+# Mixed sources -------------------------------------------------------------------------------
+
+
+def test_a_fused_source_among_split_ones(rng):
+    front, width = "model.layers.0.mlp", 12
+    down, up = gaussian(3, width, rng=rng), gaussian(2 * width, 3, rng=rng)
+    fused = {
+        f"{front}.gate_up_proj.lora_A.weight": down,
+        f"{front}.gate_up_proj.lora_B.weight": up,
+    }
+    split, other = {}, {}
+    for name, rows in zip(("gate", "up"), up.chunk(2), strict=True):
+        split |= {
+            f"{front}.{name}_proj.lora_A.weight": down,
+            f"{front}.{name}_proj.lora_B.weight": rows,
+        }
+        other |= {
+            f"{front}.{name}_proj.lora_A.weight": gaussian(3, width, rng=rng),
+            f"{front}.{name}_proj.lora_B.weight": gaussian(width, 3, rng=rng),
+        }
+    sets = {"fused": fused, "split": split, "other": other}
+    result = rs.compare({name: rs.open_updates(one, alpha=3) for name, one in sets.items()})
+    assert result.unmatched == {"fused": (), "split": (), "other": ()}
+    assert len(result.table) == 2 * 2 * 3
+    same = result.table[result.table.b == "split"]
+    assert same.phi.tolist() == pytest.approx([1] * 4)
+    assert same.cosine.tolist() == pytest.approx([1] * 4)
+    # Against the third one the fused source says what the split one says.
+    apart = result.table[result.table.b == "other"].groupby("a").phi.apply(list)
+    assert apart["fused"] == pytest.approx(apart["split"])
+    assert any("fused" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("k", [None, 2])
+def test_the_full_fine_tune_of_a_task_in_an_adapters_span(rng, k):
+    base, tuned = gaussian(20, 16, rng=rng), 0.1 * gaussian(20, 16, rng=rng)
+    u, s, v = torch.linalg.svd(tuned, full_matrices=False)
+    near = {"h.0.q.lora_A.weight": v[:4], "h.0.q.lora_B.weight": u[:, :4] * s[:4]}
+    far = {"h.0.q.lora_A.weight": gaussian(4, 16, rng=rng),
+           "h.0.q.lora_B.weight": gaussian(20, 4, rng=rng)}  # fmt: skip
+    full = rs.open_updates({"h.0.q.weight": base + tuned}, {"h.0.q.weight": base})
+    sets = {"near": rs.open_updates(near, alpha=4), "far": rs.open_updates(far, alpha=4)}
+    table = rs.compare({**sets, "full": full}, k=k).table
+    rows = table[table.b == "full"].set_index(["a", "side"])
+    count = k or 4
+    for side, d in (("right", 16), ("left", 20)):
+        row = rows.loc[("near", side)]
+        # Its own leading directions: the most that so many can hold, far above k/d.
+        best = float(s[:count].square().sum() / s.square().sum())
+        assert row.containment_b == pytest.approx(best)
+        assert row.chance_b == pytest.approx(count / d)
+        assert row.containment_b > row.chance_b
+        # Of the adapter the full fine-tune's first directions hold as much as they are.
+        held = float(s[:count].square().sum() / s[:4].square().sum())
+        assert row.containment_a == pytest.approx(held)
+        update = sets["far"]["h.0.q"].dense()
+        left, _, right = np.linalg.svd(update.numpy())
+        basis = right[:count].T if side == "right" else left[:, :count]
+        seen = tuned.numpy() @ basis if side == "right" else tuned.numpy().T @ basis
+        share = np.linalg.norm(seen) ** 2 / float(s.square().sum())
+        assert rows.loc[("far", side)].containment_b == pytest.approx(share)
+
+
 # The command ---------------------------------------------------------------------------------
 
 

@@ -218,7 +218,7 @@ def _notes(table: pd.DataFrame, pairs: set[str], has_base: bool) -> list[str]:
     if has_base and table.relative_norm.isna().any():
         none = table.relative_norm.isna().all()
         notes.append(
-            "the base has no weight of any of these modules: is it the right base?"
+            "the base has no readable weight of any of these modules: is it the right one?"
             if none
             else "relative_norm is undefined where the base has no readable weight"
         )
