@@ -72,7 +72,8 @@ def test_published_numbers():
     assert six["wikisql", "q,v", 4] == 73.7
     assert six["multinli", "q,k,v,o", 1] == 91.2
     five = published("table5").set_index("targets")
-    assert five.wikisql["q,v"] == 73.7 and five["rank"]["q,k,v,o"] == 2
+    assert five.wikisql["q,v"] == 73.7
+    assert five["rank"]["q,k,v,o"] == 2
     assert published("table18").set_index("rank").loss[16] == 1.16
     assert published("table16").multinli.tolist()[-1] == 91.7
 
@@ -81,7 +82,7 @@ def test_published_parameters_follow_from_rank_and_targets():
     rows = published("table15").query("method == 'LoRA'")
     for row in rows.itertuples():
         millions = gpt3(len(row.targets.split(",")), int(row.rank)) / 1e6
-        assert row.million_parameters == pytest.approx(millions, abs=0.15)
+        assert row.million_parameters == pytest.approx(millions, abs=0.2)
 
 
 def test_published_random_row_is_what_random_directions_give():
