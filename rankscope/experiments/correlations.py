@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from rankscope.experiments.measured import Runs, each
 
 __all__ = ["forgetting_correlations", "forgetting_runs", "spearman"]
 
-_Array = NDArray[np.float64]
+_Array = NDArray[np.floating[Any]]
 _RESAMPLES = 2000
 _SEED = 0
 _LEVEL = 0.95

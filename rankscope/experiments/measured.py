@@ -17,6 +17,7 @@ from rankscope.analysis.intruders import intruders
 from rankscope.analysis.rank import rank
 from rankscope.analysis.similarity import similarity
 from rankscope.errors import SourceError
+from rankscope.experiments.controls import random_adapter
 from rankscope.io.sources import open_updates
 from rankscope.io.updateset import UpdateSet
 from rankscope.results import SimilarityResult
@@ -143,8 +144,16 @@ class Runs:
 
     def updates(self, name: str) -> UpdateSet:
         """Return the opened updates of a run, of its attention matrices."""
-        folder = self.index.folder[name]
-        return self.once(("updates", name), lambda: self.opened(folder))
+        return self.once(("updates", name), lambda: self.opened(self.index.folder[name]))
+
+    def drawn(self, name: str, seed: int) -> str:
+        """Return the name of an untrained control: a run's norms along random directions."""
+        control = f"{name} drawn {seed}"
+        self.once(
+            ("updates", control),
+            lambda: random_adapter(self.updates(name), self.base.folder, seed=seed),
+        )
+        return control
 
     def opened(self, source: Any, alpha: float | None = None) -> UpdateSet:
         """Return the attention matrices' updates of any source on this base."""

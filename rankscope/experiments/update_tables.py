@@ -22,6 +22,7 @@ __all__ = [
     "full_share_table",
     "intruders_table",
     "kinds_of_pairs",
+    "middle_layer",
     "pairs_table",
     "ranks_table",
     "table7",
@@ -48,7 +49,7 @@ def table7(runs: Runs) -> pd.DataFrame:
     parts = []
     for run in each(runs.adapters()):
         table = runs.amplification(run.name, [run.rank])
-        middle = _middle(table)
+        middle = middle_layer(table)
         for layers, some in (("middle", table[table.layer == middle]), ("all", table)):
             squares = some[["kind", *_OF_UPDATE, *_OF_WEIGHT]].set_index("kind").pow(2)
             means = squares.groupby("kind").mean().pow(0.5).reset_index()
@@ -229,7 +230,7 @@ def _joined(
     return table.sort_values(list(by), ignore_index=True)
 
 
-def _middle(table: pd.DataFrame) -> int:
+def middle_layer(table: pd.DataFrame) -> int:
     """Return the middle layer as the paper takes it: 48 of 96, counted from 1."""
     return max(int(table.layer.max() + 1) // 2 - 1, 0)
 
