@@ -87,9 +87,12 @@ def forgetting_table(runs: Runs) -> pd.DataFrame:
 
 
 def alpha_table(runs: Runs) -> pd.DataFrame:
-    """Return the scores and norms with α held fixed, beside α/r held fixed at the same ranks."""
+    """Return the scores and norms with α held fixed, beside α/r held fixed, rank by rank and seed.
+
+    Where α is held at the rank itself the two rules are one.
+    """
     held = runs.index[_alpha_held(runs) & (runs.index.method == "LoRA")].assign(rule="alpha fixed")
-    keys = ["task", "targets", "rank"]
+    keys = ["task", "targets", "rank", "seed"]
     plain = _adapters(runs).merge(held[keys].drop_duplicates(), on=keys)
     rows = pd.concat([plain.assign(rule="alpha/r fixed"), held])
     rows = rows.assign(relative_norm=[_norm(runs, name) for name in rows.name])

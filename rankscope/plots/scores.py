@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
@@ -25,6 +27,7 @@ def plot_scores(
     *,
     x: str = "trained_parameters",
     y: str = "token_accuracy",
+    order: Sequence[str] = (),
     ax: Axes | None = None,
 ) -> Axes:
     """Draw a score against cost, a line per series, with the seeds' standard deviation.
@@ -35,6 +38,9 @@ def plot_scores(
         `series`, the columns `x` and `y`, and ``{y}_sd``, which may be undefined.
     x, y : str
         Columns.
+    order : sequence of str
+        All series, where several panels are to give each one colour; those of the table by
+        default.
     ax : Axes, optional
         Where to draw; the current axes by default.
 
@@ -58,12 +64,14 @@ def plot_scores(
     """
     require_columns(table, "series", x, y, f"{y}_sd")
     ax = plt.gca() if ax is None else ax
-    for number, (name, rows) in enumerate(table.groupby("series", sort=False)):
-        rows = rows.sort_values(x)
+    for number, name in enumerate(order or dict.fromkeys(table["series"])):
+        rows = table[table["series"] == name].sort_values(x)
+        if rows.empty:
+            continue
         color, mark = _COLORS[number % len(_COLORS)], _MARKS[number % len(_MARKS)]
         ax.errorbar(
             rows[x], rows[y], yerr=rows[f"{y}_sd"].fillna(0), color=color, marker=mark,
-            capsize=1.5, elinewidth=0.6, label=str(name),
+            capsize=1.5, elinewidth=0.6, label=name,
         )  # fmt: skip
     ax.set(xscale="log", xlabel=in_words(x), ylabel=in_words(y))
     return ax
@@ -92,7 +100,7 @@ def figure_scores(
         If a column is missing.
     """
     require_columns(table, "task", "series", x, y, f"{y}_sd")
-    tasks = list(table["task"].unique())
+    tasks, order = (list(dict.fromkeys(table[name])) for name in ("task", "series"))
     if not tasks:
         return notice_figure("no run to draw")
     with theme():
@@ -100,12 +108,12 @@ def figure_scores(
         figure = new_figure(SINGLE * max(len(tasks), 1.4), 2.8, caption)
         axes = figure.subplots(1, len(tasks), squeeze=False)[0]
         for ax, task in zip(axes, tasks, strict=True):
-            plot_scores(table[table["task"] == task], x=x, y=y, ax=ax)
+            plot_scores(table[table["task"] == task], x=x, y=y, order=order, ax=ax)
             ax.set_title(task)
         found = {
             label: handle
             for ax in axes
             for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(found.values(), found, loc="outside right upper")
+        figure.legend([found[name] for name in order], order, loc="outside right upper")
     return figure
