@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -214,14 +214,10 @@ def across_seeds(one: pd.DataFrame, other: pd.DataFrame) -> list[Pair]:
 
     The pairs of one group with itself come once each.
     """
-    if list(one.name) == list(other.name):
-        return [Pair(a, b) for a, b in combinations(one.name, 2)]
-    return [
-        Pair(a, b)
-        for a, seed in zip(one.name, one.seed, strict=True)
-        for b, theirs in zip(other.name, other.seed, strict=True)
-        if seed != theirs
-    ]
+    seeds = dict(zip([*one.name, *other.name], [*one.seed, *other.seed], strict=True))
+    same = list(one.name) == list(other.name)
+    pairs = combinations(one.name, 2) if same else product(one.name, other.name)
+    return [Pair(a, b) for a, b in pairs if seeds[a] != seeds[b]]
 
 
 def grouped(

@@ -23,10 +23,10 @@ __all__ = [
     "intruders_table",
     "kinds_of_pairs",
     "middle_layer",
+    "of_layers",
     "pairs_table",
     "ranks_table",
     "table7",
-    "with_ratios",
 ]
 
 _OF_UPDATE = ("norm_update", "projection_update")
@@ -51,10 +51,7 @@ def table7(runs: Runs) -> pd.DataFrame:
         table = runs.amplification(run.name, [run.rank])
         middle = middle_layer(table)
         for layers, some in (("middle", table[table.layer == middle]), ("all", table)):
-            squares = some[["kind", *_OF_UPDATE, *_OF_WEIGHT]].set_index("kind").pow(2)
-            means = squares.groupby("kind").mean().pow(0.5).reset_index()
-            means = with_ratios(means)
-            parts.append(means.assign(rank=run.rank, layers=layers))
+            parts.append(of_layers(some).assign(rank=run.rank, layers=layers))
     table = _joined(parts, ["kind", "layers", "rank"], [*_OF_UPDATE, *_RATIOS], _OF_WEIGHT)
     beside = published("table7").rename(columns=lambda c: c if c == "rank" else f"published_{c}")
     beside = beside.assign(kind="q", layers="middle")
@@ -154,12 +151,14 @@ def drift_table(runs: Runs) -> pd.DataFrame:
 # --- parts -----------------------------------------------------------------------------------
 
 
-def with_ratios(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of norms and projections with what Table 7 is read by."""
-    return table.assign(
-        amplification=table.norm_update / table.projection_update,
-        amplification_random=table.norm_update / table.projection_random,
-        excess=table.projection_update / table.projection_random,
+def of_layers(table: pd.DataFrame) -> pd.DataFrame:
+    """Return root mean squares of an amplification table's norms, by kind, and their ratios."""
+    squares = table[["kind", *_OF_UPDATE, *_OF_WEIGHT]].set_index("kind").pow(2)
+    means = squares.groupby("kind").mean().pow(0.5).reset_index()
+    return means.assign(
+        amplification=means.norm_update / means.projection_update,
+        amplification_random=means.norm_update / means.projection_random,
+        excess=means.projection_update / means.projection_random,
     )
 
 
