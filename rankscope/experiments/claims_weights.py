@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from torch import Tensor, from_numpy
 
 from rankscope.experiments.evidence import Evidence, Rule, untested
 from rankscope.experiments.measured import Runs, across_seeds, by_rank, each
@@ -17,10 +16,10 @@ from rankscope.experiments.statistics import (
     sign_flip_p_value,
 )
 from rankscope.experiments.update_tables import of_layers
-from rankscope.linalg.chance import random_subspace
-from rankscope.measures.amplification import projected_norm
 
 __all__ = ["weight_claims"]
+
+_Array = NDArray[np.float64]
 
 QUARTER = 0.25  # of the energy in W's own first directions: below it W does not emphasise them
 _NEAREST = 4  # the rank whose directions the paper looks at
@@ -204,20 +203,19 @@ def _at(runs: Runs, name: str, rank: int, kind: str) -> pd.Series[float]:
     return table[table.kind == kind].drop(columns="kind").iloc[0]
 
 
-def _drawn_excess(runs: Runs, name: str, kind: str, k: int, seeds: int) -> NDArray[np.float64]:
+def _drawn_excess(runs: Runs, name: str, kind: str, k: int, seeds: int) -> _Array:
     """Draw the mean excess of so many runs whose directions are random."""
     updates = runs.updates(name).select(kind=kind)
-    weights = [updates.weight(module).double() for module in updates.names]
+    weights = [updates.weight(module).double().numpy() for module in updates.names]
     rng = np.random.default_rng([k, seeds, *kind.encode()])
-    squares = np.array(
-        [[_drawn_square(weight, k, rng) for weight in weights] for _ in range(_DRAWS * seeds)]
-    )
-    chance = np.mean([k * k * float(w.square().mean()) for w in weights])
-    excess = np.sqrt(squares.mean(axis=1) / chance)
-    mean: NDArray[np.float64] = excess.reshape(_DRAWS, seeds).mean(axis=1)
+    squares = np.mean([_drawn_squares(weight, k, _DRAWS * seeds, rng) for weight in weights], 0)
+    chance = np.mean([k * k * np.square(weight).mean() for weight in weights])
+    mean: _Array = np.sqrt(squares / chance).reshape(_DRAWS, seeds).mean(axis=1)
     return mean
 
 
-def _drawn_square(weight: Tensor, k: int, rng: np.random.Generator) -> float:
-    left, right = (from_numpy(random_subspace(d, k, rng)) for d in weight.shape)
-    return projected_norm(weight, left, right) ** 2
+def _drawn_squares(weight: _Array, k: int, count: int, rng: np.random.Generator) -> _Array:
+    """Draw ‖UᵀWV‖² of independent uniformly random subspaces, `count` times."""
+    left, right = (np.linalg.qr(rng.standard_normal((count, d, k))).Q for d in weight.shape)
+    found: _Array = np.square(np.swapaxes(left, 1, 2) @ (weight @ right)).sum(axis=(1, 2))
+    return found

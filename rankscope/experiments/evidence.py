@@ -21,8 +21,8 @@ UNLIKELY = 0.001  # a control is not at chance if chance reaches it less often
 class Rule(Enum):
     """What decides whether a claim is held; each also needs `agrees`, the effect itself.
 
-    EFFECT: the effect alone, in every unit, of which it takes two. The p-value stands beside it: of n exchanged units
-    it is never below 2⁻ⁿ, so with two or three seeds it could not decide.
+    EFFECT: the effect alone, in every unit, of which it takes two. The p-value stands beside it:
+    of n exchanged units it is never below 2⁻ⁿ, so with two or three seeds it could not decide.
     BEYOND: the adjusted p-value lies below 0.05.
     CHANCE: chance reaches the value; unadjusted p is at least 0.001. For controls.
     """

@@ -21,6 +21,7 @@ from rankscope.experiments.controls import random_adapter
 from rankscope.io.sources import open_updates
 from rankscope.io.updateset import UpdateSet
 from rankscope.results import SimilarityResult
+from rankscope.training.draws import seed_of
 
 __all__ = ["ATTENTION", "Pair", "Run", "Runs", "across_seeds", "by_rank", "each", "grouped"]
 
@@ -149,9 +150,10 @@ class Runs:
     def drawn(self, name: str, seed: int) -> str:
         """Return the name of an untrained control: a run's norms along random directions."""
         control = f"{name} drawn {seed}"
+        own = seed_of("drawn", name, seed)  # every run's control has directions of its own
         self.once(
             ("updates", control),
-            lambda: random_adapter(self.updates(name), self.base.folder, seed=seed),
+            lambda: random_adapter(self.updates(name), self.base.folder, seed=own),
         )
         return control
 
