@@ -77,7 +77,11 @@ def _train(
 
     if not quiet and not native_bfloat16():
         click.echo("note: this processor has no bfloat16 products: float32 is used", err=True)
-    return train_all(design, out, jobs=jobs, resume=resume, progress=not quiet)
+    try:
+        return train_all(design, out, jobs=jobs, resume=resume, progress=not quiet)
+    except KeyboardInterrupt:
+        click.echo("What is done is kept; go on with --resume.", err=True)
+        raise
 
 
 def _plan(design: Design, out: Path, jobs: int, *, resume: bool) -> str:

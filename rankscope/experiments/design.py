@@ -121,7 +121,7 @@ def full() -> Design:
     Table 5, a second task, and the controls.
     """
     sql: dict[str, Any] = {"steps": _STEPS, "batch": 8}
-    runs = [*_sql(**sql), *_slots(**sql), *_controls(**sql), *_methods(**sql)]
+    runs = [*_sql(**sql), *_slots(**sql), *_controls(**sql)]
     return Design("full", RunSpec(BASE), tuple(runs))
 
 
