@@ -9,6 +9,7 @@ import torch
 from rankscope.errors import RankscopeError, SourceError
 from rankscope.training import TrainingConfig
 from rankscope.training.config import ConfigError
+from rankscope.training.methods import METHODS
 
 
 def refusal(**options) -> str:
@@ -170,6 +171,12 @@ def test_an_adapters_option_out_of_range_is_refused_by_its_flag(name, value):
         ({"base": "b", "method": "LoRA", "rank": "full"}, "leave one of the two out"),
         ({"base": "b", "method": "full", "rank": 8}, "leave one of the two out"),
         ({"base": "b", "method": "full", "targets": ["o"]}, "layers of its own"),
+        ({"base": "b", "method": "DoRA"}, "add --rank"),
+        ({"base": "b", "method": "prefix", "rank": "full"}, "leave one of the two out"),
+        ({"base": "b", "method": "bias", "rank": 8}, "leave one of the two out"),
+        ({"base": "b", "method": "IA3", "alpha": 8.0}, "give --rank a number"),
+        ({"base": "b", "method": "bottleneck", "rank": 8, "dropout": 0.1}, "give --rank a number"),
+        ({"method": "bias"}, "add --base"),
         ({"difficulty": 2}, "--difficulty with --task slots"),
         ({"labels": "shuffled"}, "choose another --task"),
     ],
@@ -200,3 +207,16 @@ def test_what_was_written_before_an_option_existed_reads_as_it_was_meant():
 
 def test_full_fine_tuning_may_be_named_by_its_method():
     assert TrainingConfig(base="b", method="full") == TrainingConfig(base="b", rank="full")
+
+
+def test_every_method_chooses_its_own_rate_and_what_its_size_is():
+    for name, method in METHODS.items():
+        base = {} if name == "pre-training" else {"base": "b"}
+        rank = {"rank": 16} if method.size == "number" else {}
+        config = TrainingConfig(method=name, **base, **rank)
+        assert (config.lr, config.lr_reason, config.steps) == (
+            *(method.lr, method.reason, method.steps),
+        )
+        assert config.alpha == ({"rsLoRA": 8}.get(name, 16) if method.scaled else None)
+        assert config.rank == {"number": 16, "full": "full", "none": None}[method.size]
+        assert TrainingConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

@@ -1,4 +1,4 @@
-"""Training of the model's own weights: all of a new one, all of a base."""
+"""Training of the model's own weights: all of a new one, all or the last of a base."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rankscope.training.model import GPT
 if TYPE_CHECKING:
     from rankscope.training.config import TrainingConfig
 
-__all__ = ["Full", "PreTraining"]
+__all__ = ["Full", "Last", "PreTraining"]
 
 
 class _Whole(Method):
@@ -55,3 +55,20 @@ class Full(_Whole):
         "learned to 95 % and the relative norm of the update ends at about 0.05 (q, v) to 0.15 "
         "(down); a tenth of LoRA's would end below that range"
     )
+
+
+class Last(_Whole):
+    """Trains the last block and the head of the base, 12 d² + 2 d + 97 d weights."""
+
+    name = "last"
+    lr = 5e-4
+    reason = (
+        "set before any run: twice full fine-tuning's, because about a quarter of the weights "
+        "moves"
+    )
+
+    def prepare(self, model: GPT, config: TrainingConfig) -> None:
+        """Freeze all but the last block and the head."""
+        model.requires_grad_(False)
+        model.blocks[-1].requires_grad_(True)
+        model.head.requires_grad_(True)
