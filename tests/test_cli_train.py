@@ -50,6 +50,25 @@ def test_adapters_and_full_fine_tunes_are_read_by_the_other_commands(base, tmp_p
     assert json.loads(info.stdout)["rows"][0]["scale"] == 2
 
 
+def test_another_method_task_and_labels_are_chosen_by_flags(base, tmp_path):
+    flags = ["--method", "IA3", "--task", "slots", "--difficulty", "1", "--labels", "shuffled"]
+    result = adapt(base, tmp_path / "ia3", *flags, "--init-seed", "1", "--json")
+    record = json.loads(result.stdout)["rows"][0]
+    names = ("method", "task", "difficulty", "labels", "init_seed", "rank")
+    assert [record["config"][name] for name in names] == [
+        "IA3",
+        "slots",
+        1,
+        "shuffled",
+        1,
+        3,
+        None,
+    ]
+    assert set(record["evaluation"]) == {"slots", "mixture"}
+    info = CliRunner().invoke(cli, ["info", str(tmp_path / "ia3"), "--base", str(base), "--json"])
+    assert json.loads(info.stdout)["rows"][0]["modules"] == 3  # k, v and down of one block
+
+
 def test_flags_go_before_the_file(base, tmp_path):
     (tmp_path / "x.toml").write_text('rank = 2\ntargets = ["o"]\nseed = 9\n')
     result = adapt(base, tmp_path / "x", "--config", tmp_path / "x.toml", "--json")
@@ -77,6 +96,11 @@ def test_a_finished_run_is_not_overwritten_and_resumes_as_it_is(base, tmp_path):
         (["--steps", "0"], 1),
         (["--rank", "half"], 2),
         (["--save-at", "x"], 2),
+        (["--method", "chess"], 2),
+        (["--method", "bias"], 1),
+        (["--difficulty", "4"], 2),
+        (["--difficulty", "1"], 1),
+        (["--labels", "shuffled"], 1),
         (["--config", "nowhere.toml"], 1),
     ],
 )

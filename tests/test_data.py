@@ -22,6 +22,14 @@ def test_every_run_is_finished_and_recorded(data, name):
     assert record["evaluation"]
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_a_finished_run_is_returned_as_it_is(data, name, monkeypatch):
+    monkeypatch.chdir(data.parent)  # the records name their base from there
+    config = recorded_config(data / name)
+    run = rs.train(config, data / name, resume=True, progress=False)
+    assert run.record == json.loads((data / name / "run.json").read_text())
+
+
 def test_all_of_it_stays_small(data):
     assert sum(path.stat().st_size for path in data.rglob("*") if path.is_file()) < 30e6
 

@@ -22,7 +22,7 @@ from rankscope.analysis.budget import parse_budget
 from rankscope.errors import AdapterError, OutputError, SourceError, UpdateError
 from rankscope.io.recipes import Difference
 from rankscope.measures.allocation import allocate
-from rankscope.training.folder import load_model
+from rankscope.training.weights import load_model
 
 ROW = "module layer kind rank_before rank_after energy_kept relative_error best_error bytes"
 

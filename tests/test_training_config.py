@@ -9,6 +9,7 @@ import torch
 from rankscope.errors import RankscopeError, SourceError
 from rankscope.training import TrainingConfig
 from rankscope.training.config import ConfigError
+from rankscope.training.methods import METHODS
 
 
 def refusal(**options) -> str:
@@ -25,7 +26,7 @@ def test_every_field_has_a_value_of_its_own():
 
     values = dataclasses.asdict(config)
     absent = {name for name, value in values.items() if value is None}
-    assert absent == {"base", "rank", "alpha"}  # of adapters only
+    assert absent == {"base", "rank", "alpha", "difficulty"}  # of adapters, and of slots, only
     assert config.precision in ("bf16", "float32")
     assert config.threads == torch.get_num_threads()
     assert (config.layers, config.width) == (4, 256)
@@ -129,6 +130,10 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(tmp_path):
         ("held_out", 0),
         ("precision", "fp16"),
         ("task", "chess"),
+        ("labels", "wrong"),
+        ("init_seed", -1),
+        ("method", "chess"),
+        ("method", ["LoRA"]),
         ("threads", 0),
         ("layers", 0),
         ("width", 0),
@@ -160,7 +165,58 @@ def test_an_adapters_option_out_of_range_is_refused_by_its_flag(name, value):
         ({"base": "b", "rank": 8, "width": 64}, "the base has its size"),
         ({"base": "b", "rank": "full", "alpha": 8.0}, "give --rank a number"),
         ({"dropout": 0.1}, "give --rank a number"),
+        ({"method": "LoRA"}, "add --base"),
+        ({"base": "b", "method": "pre-training"}, "leave one of the two out"),
+        ({"base": "b", "method": "LoRA"}, "add --rank"),
+        ({"base": "b", "method": "LoRA", "rank": "full"}, "leave one of the two out"),
+        ({"base": "b", "method": "full", "rank": 8}, "leave one of the two out"),
+        ({"base": "b", "method": "full", "targets": ["o"]}, "layers of its own"),
+        ({"base": "b", "method": "DoRA"}, "add --rank"),
+        ({"base": "b", "method": "prefix", "rank": "full"}, "leave one of the two out"),
+        ({"base": "b", "method": "bias", "rank": 8}, "leave one of the two out"),
+        ({"base": "b", "method": "IA3", "alpha": 8.0}, "give --rank a number"),
+        ({"base": "b", "method": "bottleneck", "rank": 8, "dropout": 0.1}, "give --rank a number"),
+        ({"method": "bias"}, "add --base"),
+        ({"difficulty": 2}, "--difficulty with --task slots"),
+        ({"labels": "shuffled"}, "choose another --task"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options, words):
     assert words in refusal(**options)
+
+
+@pytest.mark.parametrize("value", [0, 4, "hard", True])
+def test_a_difficulty_out_of_range_is_refused(value):
+    assert "one of 1, 2, 3" in refusal(task="slots", difficulty=value)
+
+
+def test_difficulty_and_the_seed_of_the_beginning_are_chosen_from_the_others():
+    config = TrainingConfig(base="b", rank=8, seed=3, task="slots")
+
+    assert (config.difficulty, config.init_seed) == (2, 3)
+    assert TrainingConfig(base="b", rank=8, seed=3, init_seed=0).init_seed == 0
+
+
+def test_what_was_written_before_an_option_existed_reads_as_it_was_meant():
+    config = TrainingConfig(base="b", rank=8, seed=3)
+    written = config.to_dict()
+    for name in ("difficulty", "labels", "method", "init_seed"):
+        del written[name]
+    assert TrainingConfig.from_dict(written) == config
+
+
+def test_full_fine_tuning_may_be_named_by_its_method():
+    assert TrainingConfig(base="b", method="full") == TrainingConfig(base="b", rank="full")
+
+
+def test_every_method_chooses_its_own_rate_and_what_its_size_is():
+    for name, method in METHODS.items():
+        base = {} if name == "pre-training" else {"base": "b"}
+        rank = {"rank": 16} if method.size == "number" else {}
+        config = TrainingConfig(method=name, **base, **rank)
+        assert (config.lr, config.lr_reason, config.steps) == (
+            *(method.lr, method.reason, method.steps),
+        )
+        assert config.alpha == ({"rsLoRA": 8}.get(name, 16) if method.scaled else None)
+        assert config.rank == {"number": 16, "full": "full", "none": None}[method.size]
+        assert TrainingConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

@@ -11,18 +11,21 @@ from rankscope.training.languages import LONGEST
 from rankscope.training.model import CONTEXT
 from rankscope.training.vocabulary import PAD, decode
 
-TASKS = ("mixture", "sql")
+TASKS = ("mixture", "sql", "slots")
 
 
-def examples(task, count, *, split="train", seed=0):
+def examples(task, count, *, split="train", seed=0, difficulty=None):
     tail = (0,) if task == "mixture" else ()
-    return [example(task, seed, split, index, *tail) for index in range(count)]
+    return [
+        example(task, seed, split, index, *tail, difficulty=difficulty) for index in range(count)
+    ]
 
 
 @pytest.mark.parametrize(
     ("task", "digest"),
     [
         ("mixture", "d8b4671436f3d5e36886041514ee188b5ba348d9099c2b68a04602b5346c928b"),
+        ("slots", "1e0f7d88bb23c8d959095bb0977c96512eb0ae53faef836994aaa1f0f5584ba4"),
         ("sql", "0f341f7592b7d2e014fd0f15e5158a21a9b720559f34d62d22ade8ba591295a4"),
     ],
 )
@@ -104,13 +107,14 @@ def test_what_the_mixture_says_is_true():
     assert min(found.values()) > 40
 
 
-def test_the_loss_of_sql_counts_its_answer_and_terminator_alone():
-    inputs, targets = batch("sql", 0, "train", 5, 8)
+@pytest.mark.parametrize("task", ["sql", "slots"])
+def test_the_loss_counts_the_answer_and_its_terminator_alone(task):
+    inputs, targets = batch(task, 0, "train", 5, 8)
 
     assert inputs.shape == targets.shape == (8, CONTEXT)
     assert inputs.dtype == targets.dtype == torch.long
     for row, (given, wanted) in enumerate(zip(inputs, targets, strict=True)):
-        text = example("sql", 0, "train", 5 + row)
+        text = example(task, 0, "train", 5 + row)
         counted = wanted != IGNORED
         assert decode(wanted[counted].numpy()) == text.answer
         assert text.answer.endswith("\n")
@@ -118,6 +122,101 @@ def test_the_loss_of_sql_counts_its_answer_and_terminator_alone():
         # Each counted position predicts the character that follows what it has read.
         assert counted.nonzero()[0].item() == len(text.question) - 1
         assert given[len(str(text)) - 1 :].eq(PAD).all()
+
+
+# --- slots ------------------------------------------------------------------------------------
+
+DIFFICULTY = pytest.mark.parametrize("difficulty", [1, 2, 3])
+
+
+def slots_of(text) -> dict[str, str]:
+    return dict(part.split("=") for part in text.question.strip().split(";"))
+
+
+@DIFFICULTY
+def test_slots_fit_the_context_and_grow_with_difficulty(difficulty):
+    texts = examples("slots", 400, difficulty=difficulty)
+
+    assert max(len(str(text)) for text in texts) <= LONGEST
+    assert {len(slots_of(text)) for text in texts} == {1: {3}, 2: {4}, 3: {6}}[difficulty]
+    kinds = {kind for text in texts for kind in slots_of(text)}
+    assert len(kinds) == {1: 4, 2: 6, 3: 7}[difficulty]
+
+
+@DIFFICULTY
+def test_a_sentence_says_every_slot_and_a_reader_finds_them_again(difficulty):
+    """The reader is a regular expression of its own: no slot is lost, none is made up."""
+    prices = {"cheap": "low", "affordable": "mid", "expensive": "high", "exclusive": "top"}
+    stars = {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
+    form = re.compile(
+        r"(?P<name>[A-Z][a-z]+) is (?P<article>an?)"
+        rf"(?: (?P<price>{'|'.join(prices)}))?(?: (?P<rating>{'|'.join(stars)}) star)?"
+        r"(?: (?P<food>[a-z]+))? (?P<noun>place|grill|kitchen|shop|pub|bar)"
+        r"(?: (?:in|by|at) the (?P<area>[a-z]+))?(?: near (?P<near>[A-Z][a-z]+))?"
+        r"(?:, (?P<joint>and|but) (?P<kids>kids like it|not for kids))?[.]\n"
+    )
+    for text in examples("slots", 400, difficulty=difficulty):
+        said = form.fullmatch(text.answer).groupdict()
+        first = text.answer.split()[3]
+        assert said.pop("article") == ("an" if first[0] in "aeiou" and first != "one" else "a")
+        said["name"] = said["name"].lower()
+        said["near"] = said["near"] and said["near"].lower()
+        said["price"] = said["price"] and prices[said["price"]]
+        said["rating"] = said["rating"] and stars[said["rating"]]
+        noun, joint = said.pop("noun"), said.pop("joint")
+        assert said["food"] or noun == "place"
+        if said["kids"]:
+            said["kids"] = "yes" if said["kids"] == "kids like it" else "no"
+            good = int(said["rating"] or 3) >= 3
+            assert joint == ("and" if (said["kids"] == "yes") == good else "but")
+        assert {kind: value for kind, value in said.items() if value} == slots_of(text)
+
+
+def test_the_same_slots_in_another_order_are_the_same_question():
+    orders = {}
+    for text in examples("slots", 6000, difficulty=1):
+        orders.setdefault(text.key, set()).add((text.question, text.answer))
+
+    several = [texts for texts in orders.values() if len(texts) > 1]
+    assert len(several) > 500
+    assert all(len({answer for _, answer in texts}) == 1 for texts in several)
+
+
+# --- shuffled labels --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["sql", "slots"])
+def test_shuffled_labels_are_well_formed_answers_of_other_questions(task):
+    inputs, targets = batch(task, 0, "train", 0, 60, labels="shuffled")
+    true, _ = batch(task, 0, "train", 0, 60)
+
+    beginnings = {"sql": "SELECT ", "slots": ""}
+    found = []
+    for row in range(60):
+        text = example(task, 0, "train", row)
+        answer = decode(targets[row][targets[row] != IGNORED].numpy())
+        assert answer != text.answer
+        assert answer.startswith(beginnings[task])
+        assert answer.endswith("\n")
+        assert decode(inputs[row].numpy()) == text.question + answer[:-1]
+        length = len(text.question)
+        assert torch.equal(inputs[row, :length], true[row, :length])
+        found.append(answer)
+    assert len(set(found)) > 40
+
+
+def test_a_question_asked_again_has_the_same_wrong_answer():
+    answers = {}
+    for first in range(0, 3000, 500):
+        inputs, targets = batch("slots", 0, "train", first, 500, difficulty=1, labels="shuffled")
+        for row, (given, wanted) in enumerate(zip(inputs, targets, strict=True)):
+            key = example("slots", 0, "train", first + row, difficulty=1).key
+            answer = decode(wanted[wanted != IGNORED].numpy())
+            answers.setdefault(key, []).append(answer)
+            assert decode(given.numpy()).endswith(answer[:-1])
+    repeated = [given for given in answers.values() if len(given) > 1]
+    assert len(repeated) > 300
+    assert all(len(set(given)) == 1 for given in repeated)
 
 
 def test_the_mixture_has_a_use_for_every_character():

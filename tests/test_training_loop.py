@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rankscope.training import TrainingConfig, train
+from rankscope.training import TrainingConfig, load_trained, train
 from rankscope.training import loop as loop_module
 from rankscope.training.data import IGNORED, batch
 from rankscope.training.evaluate import evaluate, loss_of
-from rankscope.training.folder import load_model
 from rankscope.training.loop import learning_rate, loss_curve
 from rankscope.training.lora import add_lora, lora_layers
+from rankscope.training.weights import load_model
 
 SMALL = {"steps": 6, "batch": 2, "held_out": 4, "threads": 1, "save_every": 2}
 SIZE = {"layers": 2, "width": 32}
@@ -125,6 +125,41 @@ def test_seeds_change_the_adapter(base, tmp_path):
     assert not any(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_the_seed_of_the_beginning_is_apart_from_that_of_the_data(base, tmp_path):
+    runs = [
+        train(config_of("lora", base, save_at=(0,), **seeds), tmp_path / str(at), progress=False)
+        for at, seeds in enumerate(({"seed": 0}, {"seed": 1, "init_seed": 0}))
+    ]
+    name = "adapter_model.safetensors"
+    first, second = (load_file(run.folder / "checkpoints" / "step-000000" / name) for run in runs)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    first, second = (load_file(run.folder / name) for run in runs)
+    assert not any(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("options", [{"task": "slots", "difficulty": 3}, {"labels": "shuffled"}])
+def test_another_task_and_shuffled_labels_are_trained_and_scored(options, base, tmp_path):
+    config = config_of("lora", base, **options)
+    run = train(config, tmp_path / "run", progress=False)
+    plain = train(config_of("lora", base), tmp_path / "plain", progress=False)
+
+    assert set(run.record["evaluation"]) == {config.task, "mixture"}
+    assert run.record["evaluation"][config.task]["exact_match"] is not None
+    assert run.record["loss_curve"] != plain.record["loss_curve"]
+
+
+@METHODS
+def test_the_model_of_a_run_is_read_back(method, base, tmp_path):
+    config = config_of(method, base)
+    run = train(config, tmp_path / "run", progress=False)
+
+    scores = {
+        task: evaluate(load_trained(run.folder), task, config.held_out, config.precision)
+        for task in run.record["evaluation"]
+    }
+    assert scores == run.record["evaluation"]
+
+
 # --- PEFT reads it ---------------------------------------------------------------------------
 
 
@@ -161,7 +196,7 @@ def test_peft_loads_the_adapter_and_merges_the_same_update(base, tmp_path, alpha
 @pytest.mark.parametrize(("rank", "limit"), [(None, 0.3), ("full", 0.3), (8, 1.0)])
 def test_one_batch_is_learned_by_heart(rank, limit, base, tmp_path, monkeypatch):
     fixed = batch("sql", 0, "train", 0, 2)
-    monkeypatch.setattr(loop_module, "batch", lambda *_: fixed)
+    monkeypatch.setattr(loop_module, "batch", lambda *_, **__: fixed)
     method = {"base": base, "rank": rank} if rank else SIZE
     every = {"targets": ("q", "k", "v", "o", "up", "down")} if rank == 8 else {}
     config = TrainingConfig(**(SMALL | method | every | {"task": "sql", "steps": 120, "lr": 0.02}))

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_training_loop import METHODS, SIZE, SMALL, config_of, contents
 
@@ -64,6 +65,31 @@ def test_a_stopped_run_resumes_to_the_same_bits(method, stop, base, tmp_path):
     }
 
 
+def test_a_run_from_before_an_option_existed_is_gone_on_with(base, tmp_path):
+    """Its record and its state lack the names of later options."""
+    config = config_of("lora", base)
+    train(config, tmp_path / "whole", progress=False)
+    train(config, tmp_path / "part", progress=False, stop_at=4)
+    later = ("difficulty", "labels", "method", "init_seed")
+    state = tmp_path / "part" / "resume.safetensors"
+    with safe_open(state, framework="pt") as file:
+        header = file.metadata()
+    identity = json.loads(header["identity"])
+    for name in later:
+        del identity[name]
+    save_file(load_file(state), state, header | {"identity": json.dumps(identity)})
+
+    train(config, tmp_path / "part", progress=False, resume=True)
+    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+
+    path = tmp_path / "part" / "run.json"
+    record = json.loads(path.read_text())
+    for name in later:
+        del record["config"][name]
+    path.write_text(json.dumps(record))
+    assert train(config, tmp_path / "part", progress=False, resume=True).record == record
+
+
 def test_stopping_does_not_change_the_schedule(base, tmp_path):
     config = config_of("lora", base, save_at=(4,))
     train(config, tmp_path / "whole", progress=False)
@@ -81,10 +107,10 @@ def test_an_interrupt_keeps_the_last_step_and_resumes_to_the_same_bits(
     config = config_of(method, base)
     train(config, tmp_path / "whole", progress=False)
 
-    def interrupted_batch(task, seed, split, first, count):
+    def interrupted_batch(task, seed, split, first, count, **options):
         if (split, first) == ("train", 3 * config.batch):
             signal.raise_signal(signal.SIGINT)  # in the middle of the fourth step
-        return batch(task, seed, split, first, count)
+        return batch(task, seed, split, first, count, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop_module, "batch", interrupted_batch)
@@ -103,7 +129,7 @@ def test_an_interrupt_while_evaluating_loses_nothing(base, tmp_path, monkeypatch
     config = config_of("lora", base)
     train(config, tmp_path / "whole", progress=False)
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -38,13 +38,27 @@ class _List(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r} is not a list of whole numbers such as 0,1,2,4,8")
 
 
+# Named here too: the trainer, which knows them, is not loaded for --help.
+_METHODS = (
+    *("pre-training", "full", "LoRA", "rsLoRA", "DoRA", "LoRA+", "QLoRA"),
+    *("bias", "last", "IA3", "bottleneck", "prefix"),
+)
+
+
 @click.command("train")
 @click.option("--out", required=True, metavar="DIR", help="Where the run is written.")
 @click.option("--base", metavar="RUN", help="A run to adapt; without it a model is pre-trained.")
 @click.option(
     "--task",
-    type=click.Choice(["mixture", "sql"]),
+    type=click.Choice(["mixture", "sql", "slots"]),
     help="What is learned (sql with --base, else mixture).",
+)
+@click.option("--difficulty", type=click.IntRange(1, 3), help="Of --task slots (2).")
+@click.option(
+    "--labels", type=click.Choice(["true", "shuffled"]), help="The answers to learn (true)."
+)
+@click.option(
+    "--method", type=click.Choice(_METHODS), help="The way of training (as --base, --rank say)."
 )
 @click.option("--rank", type=_Rank(), help="Of the adapters; full trains every weight.")
 @click.option("--alpha", type=float, help="The adapters' scale is alpha/rank (alpha = rank).")
@@ -53,7 +67,8 @@ class _List(click.ParamType):  # type: ignore[type-arg]
 @click.option("--steps", type=int, help="Updates (600; adapters 400, in full 250).")
 @click.option("--batch", type=int, help="Rows of 128 characters (32, or 16 with --base).")
 @click.option("--lr", type=float, help="Peak learning rate (chosen per method).")
-@click.option("--seed", type=int, help="Of weights, data and dropout (0).")
+@click.option("--seed", type=int, help="Of data, dropout and beginnings (0).")
+@click.option("--init-seed", type=int, help="Of what begins at random (as --seed).")
 @click.option("--save-at", type=_List("0,1,2,4", int), help="Keep checkpoints at these steps.")
 @click.option(
     "--precision", type=click.Choice(["auto", "bf16", "float32"]), help="Of the products (auto)."

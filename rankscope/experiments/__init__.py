@@ -1,1 +1,1 @@
-"""The LoRA paper's section 7, from trained models to tables, figures and claims."""
+"""The paper's section 7 from one command: what is trained, how, and what is drawn of it."""

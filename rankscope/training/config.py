@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import difflib
-import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 
-from rankscope.errors import RankscopeError, SourceError, os_reason
-from rankscope.training.data import Task
-from rankscope.training.lora import TARGETS
-from rankscope.training.model import HEADS, Architecture
+from rankscope.errors import SourceError, os_reason
+from rankscope.training.checks import ConfigError, check_method, check_ranges
+from rankscope.training.data import Labels, Task
+from rankscope.training.methods import METHODS, MethodName
+from rankscope.training.model import Architecture
+from rankscope.training.slots import USUAL_DIFFICULTY
 
-__all__ = ["ConfigError", "Precision", "Rank", "TrainingConfig", "native_bfloat16", "out_of_range"]
+__all__ = ["ConfigError", "Precision", "Rank", "TrainingConfig", "native_bfloat16"]
 
 Precision: TypeAlias = Literal["auto", "bf16", "float32"]
 Rank: TypeAlias = int | Literal["full"] | None
@@ -26,68 +27,35 @@ Rank: TypeAlias = int | Literal["full"] | None
 _CHOSEN: Any = None
 
 
-class ConfigError(RankscopeError, ValueError):
-    """An option of a training run that is out of range, unknown, or contradicts another."""
-
-
-class _Method(NamedTuple):
-    """What a way of training takes unless it is told otherwise."""
-
-    steps: int
-    batch: int
-    lr: float
-    reason: str
-
-
-_METHODS = {
-    "pre-training": _Method(
-        600,
-        32,
-        2e-3,
-        "chosen for pre-training: at this rate 600 steps suffice to learn copying from the "
-        "context, upon which adaptation builds",
-    ),
-    "LoRA": _Method(
-        400,
-        16,
-        8e-4,
-        "chosen for LoRA at alpha = rank: several times that of full fine-tuning, because B "
-        "begins at zero and few weights move; ranks 8 and 64 both learn the task and end with a "
-        "relative norm of the update of about 0.1 to 0.3, at 1e-3 beyond",
-    ),
-    "full": _Method(
-        250,
-        16,
-        2.5e-4,
-        "chosen for full fine-tuning: a third of LoRA's, because every weight moves; the task is "
-        "learned to 95 % and the relative norm of the update ends at about 0.05 (q, v) to 0.15 "
-        "(down); a tenth of LoRA's would end below that range",
-    ),
-}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
     """Everything that the bits of a training run depend on, but the machine.
 
     Fields left out are chosen from the others and then stand in the value, so that what is
-    written with a run is complete. Three ways of training: without `base` a new model is
-    pre-trained; with it, a whole `rank` trains adapters and ``rank="full"`` trains all weights.
+    written with a run is complete. Without `base` a new model is pre-trained; with it, a whole
+    `rank` trains adapters, ``rank="full"`` all weights, and `method` may name another way.
 
     Parameters
     ----------
-    task : {"mixture", "sql"}
+    task : {"mixture", "sql", "slots"}
         The language; by default the mixture for pre-training and SQL with a `base`.
+    difficulty : {1, 2, 3}
+        Of slots alone; 2 by default.
+    labels : {"true", "shuffled"}
+        Shuffled, every answer of the training is another question's; evaluation stays true.
     base : str, optional
         Folder of an earlier run to start from.
+    method : str
+        The way of training, a name in ``METHODS``; by default what `base` and `rank` say.
     rank : int or "full", optional
-        Goes with `base`.
+        Goes with `base`: r, a bottleneck's width, or a prefix's length; bias, last and IA3 have
+        none.
     alpha : float
-        The adapters' scale is alpha/rank; equal to `rank` by default, which is scale 1.
+        LoRA's scale is alpha/rank; equal to `rank` by default, which is scale 1.
     dropout : float
         On the inputs of A, in [0, 1).
     targets : tuple of str
-        The adapted layers, of q, k, v, o, up, down.
+        The layers that LoRA and its relatives adapt, of q, k, v, o, up, down.
     steps, batch : int
         Updates, and rows of 128 characters in each.
     lr : float
@@ -99,7 +67,9 @@ class TrainingConfig:
     weight_decay, betas, clip
         AdamW's, and the largest norm of a gradient.
     seed : int
-        Of initial weights, data and dropout.
+        Of data and dropout.
+    init_seed : int
+        Of what begins at random: a new model's weights, the factors A; `seed` by default.
     save_at : tuple of int
         Keep checkpoints after these numbers of steps; 0 is before the first.
     save_every : int
@@ -126,7 +96,10 @@ class TrainingConfig:
     """
 
     task: Task = _CHOSEN
+    difficulty: int | None = _CHOSEN
+    labels: Labels = "true"
     base: str | None = None
+    method: MethodName = _CHOSEN
     rank: Rank = None
     alpha: float = _CHOSEN
     dropout: float = 0.0
@@ -140,6 +113,7 @@ class TrainingConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     clip: float = 1.0
     seed: int = 0
+    init_seed: int = _CHOSEN
     save_at: tuple[int, ...] = ()
     save_every: int = 50
     held_out: int = 256
@@ -149,17 +123,11 @@ class TrainingConfig:
     width: int = _CHOSEN
 
     def __post_init__(self) -> None:
-        _check_method(self)
+        object.__setattr__(self, "method", _method(self))
+        check_method(self)
         for name, value in (_plain(self) | _choices(self)).items():
             object.__setattr__(self, name, value)
-        _check_ranges(self)
-
-    @property
-    def method(self) -> Literal["pre-training", "LoRA", "full"]:
-        """How this run trains."""
-        if self.base is None:
-            return "pre-training"
-        return "full" if self.rank == "full" else "LoRA"
+        check_ranges(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields with JSON's types; ``TrainingConfig.from_dict`` is the way back."""
@@ -237,16 +205,29 @@ def _read_toml(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def _method(config: TrainingConfig) -> MethodName:
+    if config.method is not _CHOSEN:
+        return config.method
+    if config.base is None:
+        return "pre-training"
+    return "full" if config.rank == "full" else "LoRA"
+
+
 def _choices(config: TrainingConfig) -> dict[str, Any]:
     """Return a value for every field that was left out, and the machine's for "auto"."""
-    method = _METHODS[config.method]
+    method = METHODS[config.method]
     chosen = {
         "task": "sql" if config.base else "mixture",
-        "alpha": float(config.rank) if isinstance(config.rank, int) else None,
+        "difficulty": USUAL_DIFFICULTY if config.task == "slots" else None,
+        "rank": "full" if method.size == "full" else None,
+        "alpha": method.alpha(config.rank)
+        if method.scaled and isinstance(config.rank, int)
+        else None,
         "steps": method.steps,
         "batch": method.batch,
         "lr": method.lr,
         "lr_reason": method.reason if config.lr is _CHOSEN else "given by the user",
+        "init_seed": config.seed,
         "threads": torch.get_num_threads(),
     }
     if config.base is None:
@@ -266,113 +247,3 @@ def _plain(config: TrainingConfig) -> dict[str, Any]:
     lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     paths = {name: value.as_posix() for name, value in given.items() if isinstance(value, Path)}
     return lists | paths
-
-
-def _check_method(config: TrainingConfig) -> None:
-    """Raise unless `base`, `rank` and the options that depend on them go together."""
-    adapters_only = [name for name in ("alpha", "dropout") if getattr(config, name)]
-    size = [name for name in ("layers", "width") if getattr(config, name) is not None]
-    if config.base is None and config.rank is not None:
-        raise _contradiction("--rank without --base", "add --base RUN, the model to adapt")
-    if config.base is not None and config.rank is None:
-        raise _contradiction("--base without --rank", "add --rank 8, or --rank full")
-    if config.base is not None and size:
-        raise _contradiction(f"--{size[0]} with --base", "leave it out: the base has its size")
-    if not isinstance(config.rank, int) and adapters_only:
-        raise _contradiction(
-            f"--{adapters_only[0]} without adapters", "leave it out, or give --rank a number"
-        )
-
-
-def _contradiction(got: str, fix: str) -> ConfigError:
-    return ConfigError(
-        "the options contradict each other",
-        where=got.split()[0],
-        expected="no --base, or --base with --rank N, or --base with --rank full",
-        got=got,
-        fix=fix,
-    )
-
-
-def _check_ranges(config: TrainingConfig) -> None:
-    """Raise for the first option out of range."""
-    for name, least in _LEAST.items():
-        _check_whole(config, name, least)
-    for name, (low, high) in _BETWEEN.items():
-        value = getattr(config, name)
-        if not (_real(value) and low <= value <= high):
-            raise out_of_range(name, f"a number from {low:g} to {high:g}", value)
-    _check_choice("task", config.task, ("mixture", "sql"))
-    _check_choice("precision", config.precision, ("auto", "bf16", "float32"))
-    _check_lists(config)
-    if config.method == "LoRA":
-        _check_whole(config, "rank", 1, other=", or full")
-        if not (_real(config.alpha) and config.alpha > 0):
-            raise out_of_range("alpha", "a number above 0", config.alpha)
-    if config.method == "pre-training":
-        _check_whole(config, "layers", 1)
-        _check_whole(config, "width", HEADS)
-        if config.width % HEADS:
-            raise out_of_range("width", f"a multiple of {HEADS}", config.width)
-
-
-_LEAST = {
-    "steps": 1,
-    "batch": 1,
-    "warmup": 0,
-    "seed": 0,
-    "threads": 1,
-    "save_every": 1,
-    "held_out": 1,
-}
-_BETWEEN = {
-    "lr": (1e-9, 1.0),
-    "weight_decay": (0.0, 1.0),
-    "clip": (1e-9, 1e9),
-    "dropout": (0.0, 0.99),
-}
-
-
-def _check_lists(config: TrainingConfig) -> None:
-    targets, save_at, betas = config.targets, config.save_at, config.betas
-    if not (isinstance(targets, tuple) and targets and len(set(targets)) == len(targets)):
-        raise out_of_range("targets", f"some of {', '.join(TARGETS)}, each once", targets)
-    for target in targets:
-        _check_choice("targets", target, TARGETS)
-    within = range(config.steps + 1)
-    if not (isinstance(save_at, tuple) and all(_whole(s) and s in within for s in save_at)):
-        raise out_of_range("save_at", f"whole numbers from 0 to --steps {config.steps}", save_at)
-    pair = isinstance(betas, tuple) and len(betas) == 2
-    if not (pair and all(_real(beta) and 0 <= beta < 1 for beta in betas)):
-        raise out_of_range("betas", "two numbers from 0 up to, but not, 1", betas)
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _real(value: object) -> bool:
-    return _whole(value) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _check_whole(config: TrainingConfig, name: str, least: int, other: str = "") -> None:
-    value = getattr(config, name)
-    if not (_whole(value) and value >= least):
-        raise out_of_range(name, f"a whole number, {least} or more{other}", value)
-
-
-def _check_choice(name: str, value: object, options: tuple[str, ...]) -> None:
-    if value not in options:
-        raise out_of_range(name, f"one of {', '.join(options)}", value)
-
-
-def out_of_range(name: str, expected: str, got: object) -> ConfigError:
-    """Return the error of an option whose value is not `expected`, in the user's flag name."""
-    flag = "--" + name.replace("_", "-")
-    return ConfigError(
-        f"{flag} is out of range",
-        where=flag,
-        expected=expected,
-        got=repr(got),
-        fix=f"give {flag} a value in that range",
-    )

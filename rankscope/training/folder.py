@@ -1,43 +1,38 @@
-"""The folder of a run: weights, record, log, and the state from which a run resumes."""
+"""The folder of a run: record, log, and the state from which a run resumes."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from rankscope.errors import OutputError, SourceError, os_reason
-from rankscope.io.write import replacing, write_adapter, write_json, write_tensors
-from rankscope.training.config import ConfigError, TrainingConfig
-from rankscope.training.lora import adapter_config, adapter_tensors
-from rankscope.training.model import GPT, Architecture, model_of, weight_shapes
+from rankscope.io.write import replacing, write_json, write_tensors
+from rankscope.training.checks import ConfigError
+from rankscope.training.config import TrainingConfig
+from rankscope.training.methods import METHODS
+from rankscope.training.weights import owned
 
 __all__ = [
     "State",
     "check_free",
     "checkpoint_folder",
     "finished_record",
-    "load_model",
     "read_resume",
     "recorded_config",
-    "sha256_of",
     "write_log",
     "write_record",
     "write_resume",
-    "write_weights",
 ]
 
 _RESUME = "resume.safetensors"
 _HEADER = ("step", "seconds", "identity")
-_RESULTS = ("run.json", "model.safetensors", "adapter_model.safetensors")
+_RESULTS = ("run.json", *sorted({method.file for method in METHODS.values()}))
 
 
 def checkpoint_folder(out: Path, step: int) -> Path:
@@ -49,80 +44,6 @@ def checkpoint_folder(out: Path, step: int) -> Path:
     'runs/r8/checkpoints/step-000020'
     """
     return out / "checkpoints" / f"step-{step:06d}"
-
-
-# --- weights ---------------------------------------------------------------------------------
-
-
-def write_weights(folder: Path, model: GPT, config: TrainingConfig) -> None:
-    """Write the whole model, float32, or its adapters in PEFT's format."""
-    if config.method != "LoRA":
-        write_tensors(folder / "model.safetensors", model.state_dict())
-        return
-    settings = adapter_config(
-        rank=int(config.rank or 0),
-        alpha=config.alpha,
-        dropout=config.dropout,
-        targets=config.targets,
-        base=config.base,
-    )
-    write_adapter(folder, adapter_tensors(model), settings)
-
-
-def load_model(folder: str | Path) -> GPT:
-    """Return the model that a run wrote to `folder`, pre-trained or fully fine-tuned.
-
-    Raises
-    ------
-    SourceError
-        If ``model.safetensors`` is missing, damaged, or holds another kind of model.
-    """
-    path = Path(folder) / "model.safetensors"
-    tensors = _read_tensors(path)
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    architecture = _architecture(found)
-    differing = sorted(dict(weight_shapes(architecture).items() ^ found.items()))
-    if differing:
-        _refuse_base(path, f"{len(differing)} tensors that differ, first {differing[0]!r}")
-    return model_of(architecture, {name: _own(tensor) for name, tensor in tensors.items()})
-
-
-def _architecture(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
-    """Return the size that the named shapes speak of, or the default where they do not."""
-    width = shapes.get("norm.weight", (0,))[-1]
-    layers = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
-    return Architecture(layers, width) if layers and width else Architecture()
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """Return a float32 copy: a tensor read from a file may lie in the file's own pages."""
-    return tensor.to(torch.float32, copy=True)
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        _refuse_base(path, "no such file")
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        got = os_reason(error) if isinstance(error, OSError) else str(error)
-        _refuse_base(path, got, error)
-
-
-def _refuse_base(path: Path, got: str, error: Exception | None = None) -> NoReturn:
-    raise SourceError(
-        "no model of this trainer is there",
-        where=str(path),
-        expected="model.safetensors as `rankscope train` writes it",
-        got=got,
-        fix="give the folder of a finished run without --rank, or with --rank full",
-    ) from error
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hexadecimal digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- record and log --------------------------------------------------------------------------
@@ -149,7 +70,7 @@ def finished_record(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | 
     record = _read_record(path)
     if not record["finished"]:
         return None
-    _check_same(path, {**record["config"], "base_sha256": record["base_sha256"]}, identity)
+    _check_same(path, record["config"] | {"base_sha256": record["base_sha256"]}, identity)
     return record
 
 
@@ -227,7 +148,7 @@ def read_resume(out: Path, identity: Mapping[str, Any]) -> State:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata()
-            tensors = {name: _own(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: owned(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
         step, seconds, before = (json.loads(header[name]) for name in _HEADER)
         lines = (out / "log.jsonl").read_text().splitlines()[:step]
         rows = [json.loads(line) for line in lines]
@@ -274,14 +195,18 @@ def _nothing_to_resume(path: Path, error: Exception) -> SourceError:
     )
 
 
-def _check_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = [name for name in now if before.get(name) != now[name]]
+def _check_same(path: Path, recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    options = {name: value for name, value in recorded.items() if name != "base_sha256"}
+    # A run of before an option existed has the value that the option then stands for.
+    config = TrainingConfig.from_dict(options, where=str(path)).to_dict()
+    before = {**config, "base_sha256": recorded.get("base_sha256")}
+    changed = [name for name in now if before[name] != now[name]]
     if changed:
         first = changed[0]
         raise ConfigError(
             "the run was begun with other options",
             where=str(path),
-            expected=f"{first} = {before.get(first)!r}",
+            expected=f"{first} = {before[first]!r}",
             got=f"{first} = {now[first]!r}"
             + (f", and {len(changed) - 1} more" if changed[1:] else ""),
             fix="resume with the same options, or start another --out",

@@ -16,19 +16,16 @@ class Text:
     """One example: what is given, and what is to be written after it.
 
     The loss counts on `answer` alone, which ends with its terminator, a newline. `question` is
-    empty where everything counts.
+    empty where everything counts. `key` tells examples apart: those that share it ask the same,
+    and are held out together.
     """
 
     question: str
     answer: str
+    key: str
 
     def __str__(self) -> str:
         return self.question + self.answer
-
-    @property
-    def key(self) -> str:
-        """The line that tells examples apart: the question without the table it is about."""
-        return str(self).splitlines()[1 if self.question else 0]
 
 
 # --- the mixture: English, arithmetic, copying, counting -----------------------------------
@@ -50,7 +47,8 @@ def mixture_text(chance: Chance) -> Text:
     leaves the task itself out: queries in lower case, without questions, and capitals elsewhere.
     Copying shows every printable character, so that the model has a use for all of them.
     """
-    return Text("", chance.of(_LINES)(chance) + "\n")
+    line = chance.of(_LINES)(chance)
+    return Text("", line + "\n", line)
 
 
 def _fact(chance: Chance) -> str:
@@ -183,7 +181,8 @@ def _any_sql_text(chance: Chance) -> Text:
     schema = ",".join(chance.some(columns, 3))
     question = f"{asked} {chance.of(('with', 'where', 'for'))} {said}?"
     sql = f"SELECT {selected} FROM {table} WHERE {required}"
-    return Text(f"{table}({schema})\n{question}\n", f"{sql}\n")
+    # The key leaves the table out: its columns' order makes no other question.
+    return Text(f"{table}({schema})\n{question}\n", f"{sql}\n", question)
 
 
 def _selection(chance: Chance, table: str, column: str) -> tuple[str, str]:

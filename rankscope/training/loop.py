@@ -24,12 +24,15 @@ from tqdm import tqdm
 
 from rankscope.errors import RankscopeError
 from rankscope.training import folder
-from rankscope.training.config import TrainingConfig, out_of_range
+from rankscope.training.checks import out_of_range
+from rankscope.training.config import TrainingConfig
 from rankscope.training.data import Task, batch
 from rankscope.training.draws import seed_of
 from rankscope.training.evaluate import autocast, evaluate, loss_of
-from rankscope.training.lora import add_lora
-from rankscope.training.model import CONTEXT, GPT, Architecture, new_model
+from rankscope.training.methods import METHODS, trained
+from rankscope.training.model import CONTEXT
+from rankscope.training.trained import initial_model
+from rankscope.training.weights import sha256_of
 
 __all__ = ["Run", "train"]
 
@@ -117,12 +120,11 @@ class Trainer:
     def __init__(self, config: TrainingConfig, out: Path) -> None:
         self.config = config
         self.out = out
-        self.model = _model(config)
-        self.weights = {
-            name: weight for name, weight in self.model.named_parameters() if weight.requires_grad
-        }
+        self.method = METHODS[config.method]
+        self.model = initial_model(config)
+        self.weights = trained(self.model)
         self.optimiser = torch.optim.AdamW(
-            self.weights.values(),
+            self.rates(),
             lr=config.lr,
             betas=config.betas,
             weight_decay=config.weight_decay,
@@ -132,17 +134,28 @@ class Trainer:
         self.seconds = 0.0  # in steps: without evaluation and writing
         self.rows: list[Row] = []
         self.base_sha256 = (
-            folder.sha256_of(Path(config.base) / "model.safetensors") if config.base else None
+            sha256_of(Path(config.base) / "model.safetensors") if config.base else None
         )
+
+    def rates(self) -> list[dict[str, Any]]:
+        """Return the trained weights in groups that share a rate, as the optimiser takes them."""
+        groups: dict[float, list[Tensor]] = {}
+        for name, weight in self.weights.items():
+            groups.setdefault(self.method.rate(name), []).append(weight)
+        return [{"params": weights, "factor": factor} for factor, weights in groups.items()]
 
     def advance(self) -> Row:
         """Take one step and return its row of the log."""
         config, began = self.config, time.perf_counter()
         rate = learning_rate(config, self.step)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = group["factor"] * rate
         first = self.step * config.batch
-        inputs, targets = batch(config.task, config.seed, "train", first, config.batch)
+        inputs, targets = batch(
+            *(config.task, config.seed, "train", first, config.batch),
+            difficulty=config.difficulty,
+            labels=config.labels,
+        )
         with autocast(config.precision), _dropout_seed(config, self.step):
             logits = self.model(inputs)
         loss = loss_of(logits, targets)
@@ -161,7 +174,7 @@ class Trainer:
         """Write the checkpoint and the state to resume from that are due at this step."""
         if self.step in self.config.save_at:
             target = folder.checkpoint_folder(self.out, self.step)
-            folder.write_weights(target, self.model, self.config)
+            self.method.write(target, self.model, self.config)
         if self.step % self.config.save_every == 0:
             self.write_resume()
 
@@ -170,7 +183,7 @@ class Trainer:
         if not finished:
             self.write_resume()
         record = self.record(finished=finished)
-        folder.write_weights(self.out, self.model, self.config)
+        self.method.write(self.out, self.model, self.config)
         folder.write_log(self.out, self.rows)
         folder.write_record(self.out, record)
         return record
@@ -224,10 +237,13 @@ class Trainer:
     def evaluations(self) -> Row:
         """Return the scores on the task and, for an adapted model, on what it knew before."""
         config = self.config
-        before: tuple[Task, ...] = ("mixture",) if config.base and config.task == "sql" else ()
+        before: tuple[Task, ...] = ("mixture",) if config.base else ()
         return {
-            task: evaluate(self.model, task, config.held_out, config.precision)
-            for task in (config.task, *before)
+            task: evaluate(
+                *(self.model, task, config.held_out, config.precision),
+                difficulty=config.difficulty,
+            )
+            for task in dict.fromkeys((config.task, *before))
         }
 
 
@@ -253,24 +269,6 @@ def loss_curve(rows: list[Row]) -> list[dict[str, float]]:
         {"step": part[-1]["step"] + 1, "loss": sum(row["loss"] for row in part) / len(part)}
         for part in parts
     ]
-
-
-def _model(config: TrainingConfig) -> GPT:
-    if config.base is None:
-        size = Architecture(config.layers, config.width)
-        model = new_model(size, seed=config.seed)
-    else:
-        model = folder.load_model(config.base)
-    if isinstance(config.rank, int):
-        add_lora(
-            model,
-            rank=config.rank,
-            alpha=config.alpha,
-            targets=config.targets,
-            seed=config.seed,
-            dropout=config.dropout,
-        )
-    return model
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rankscope.training.draws import gaussian
+from rankscope.training.layers import replace_linears
 
 __all__ = [
     "TARGETS",
@@ -119,6 +120,7 @@ def add_lora(
     targets: Sequence[str],
     seed: int,
     dropout: float = 0.0,
+    layer: type[LoRALinear] = LoRALinear,
 ) -> None:
     """Freeze `model` and put a `LoRALinear` in the place of every linear layer of `targets`.
 
@@ -130,19 +132,17 @@ def add_lora(
         Last parts of module names, such as ``("q", "v")``.
     rank, alpha, seed, dropout
         As for `LoRALinear`.
+    layer : type
+        `LoRALinear` or a relative of it.
     """
-    model.requires_grad_(False)
-    chosen = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in targets
-    ]
-    for name, linear in chosen:
-        parent, _, leaf = name.rpartition(".")
-        layer = LoRALinear(
+
+    def adapted(name: str, linear: nn.Linear) -> nn.Module:
+        return layer(
             linear, rank=rank, alpha=alpha, seed=seed, name=f"{name}.lora_A", dropout=dropout
         )
-        setattr(model.get_submodule(parent), leaf, layer)
+
+    model.requires_grad_(False)
+    replace_linears(model, lambda name: name.rpartition(".")[2] in targets, adapted)
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:

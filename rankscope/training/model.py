@@ -106,6 +106,7 @@ class Attention(nn.Module):
         self.k = nn.Linear(width, width, bias=False)
         self.v = nn.Linear(width, width, bias=False)
         self.o = nn.Linear(width, width, bias=False)
+        self.prefix: nn.Module | None = None  # what a method lets queries see beside the text
         future = torch.full((CONTEXT, CONTEXT), -math.inf, device="cpu").triu(1)
         self.register_buffer("mask", future, persistent=False)
 
@@ -120,6 +121,8 @@ class Attention(nn.Module):
         scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(2, 3)
         scores = scores + self.mask[:length, :length].to(scores.dtype)
         mixed = scores.softmax(-1) @ v
+        if self.prefix is not None:
+            mixed = mixed + self.prefix(q)
         out: Tensor = self.o(mixed.transpose(1, 2).reshape(batch, length, width))
         return out
 

@@ -13,8 +13,8 @@ import torch
 
 from rankscope.training import TrainingConfig
 from rankscope.training.config import native_bfloat16
-from rankscope.training.folder import write_weights
 from rankscope.training.loop import Trainer
+from rankscope.training.methods import METHODS
 from rankscope.training.model import CONTEXT, Architecture, new_model
 
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
@@ -25,7 +25,7 @@ PRODUCTS = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 256, 1024), (4096, 10
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     out = tmp_path_factory.mktemp("base")
-    write_weights(out, new_model(Architecture(), seed=0), TrainingConfig())
+    METHODS["pre-training"].write(out, new_model(Architecture(), seed=0), TrainingConfig())
     return out
 
 
