@@ -11,13 +11,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 
+from rankscope.analysis.ablation import truncate
 from rankscope.analysis.amplification import amplification
 from rankscope.analysis.compare import compare
 from rankscope.analysis.intruders import intruders
 from rankscope.analysis.rank import rank
 from rankscope.analysis.similarity import similarity
 from rankscope.errors import SourceError
-from rankscope.experiments.controls import random_adapter
 from rankscope.io.sources import open_updates
 from rankscope.io.updateset import UpdateSet
 from rankscope.results import SimilarityResult
@@ -153,7 +153,7 @@ class Runs:
         own = seed_of("drawn", name, seed)  # every run's control has directions of its own
         self.once(
             ("updates", control),
-            lambda: random_adapter(self.updates(name), self.base.folder, seed=own),
+            lambda: truncate(self.updates(name), k=self.width, control=own).updates,
         )
         return control
 
