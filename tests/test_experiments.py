@@ -46,7 +46,7 @@ def tiny() -> Design:
 def trained(tmp_path_factory):
     """Return the folder of the tiny experiment, and which runs of it failed."""
     out = tmp_path_factory.mktemp("experiment") / "out"
-    return out, train_all(tiny(), out, jobs=2)
+    return out, train_all(tiny(), out)
 
 
 @pytest.fixture
@@ -67,11 +67,11 @@ def same(out, other):
 
 def wait_for_the_middle(out):
     """Wait until the long run has been saved after some of its steps."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     path = out / "runs" / LONG / "resume.safetensors"
     while not (path.exists() and int(safe_open(path, "pt").metadata()["step"])):
         assert time.monotonic() < until
-        time.sleep(0.002)
+        time.sleep(0.005)
     assert not (path.parent / "run.json").exists()
 
 
@@ -120,26 +120,17 @@ from pathlib import Path
 from test_experiments import tiny
 from rankscope.experiments.running import train_all
 if __name__ == "__main__":
-    try:
-        train_all(tiny(), Path({out!r}), jobs=2, resume=True)
-    except KeyboardInterrupt:
-        print("interrupted")
+    train_all(tiny(), Path({out!r}), resume=True)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_experiment_goes_on_to_the_same_bytes(number, halted, trained):
-    if sys.platform == "win32":
-        pytest.skip("no such signals")
+@pytest.mark.skipif(sys.platform == "win32", reason="no process groups")
+def test_a_killed_experiment_goes_on_to_the_same_bytes(halted, trained):
     script = halted.parent / "script.py"
     script.write_text(SCRIPT.format(path=sys.path, out=str(halted)))
-    process = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    wait_for_the_middle(halted)
-    os.killpg(process.pid, number)
-    out, _ = process.communicate(timeout=60)
-    assert out.splitlines() == (["interrupted"] if number == signal.SIGINT else [])
+    with subprocess.Popen([sys.executable, str(script)], start_new_session=True) as process:
+        wait_for_the_middle(halted)
+        os.killpg(process.pid, signal.SIGKILL)
 
     train_all(tiny(), halted, resume=True)
     assert same(halted, trained[0])

@@ -85,25 +85,15 @@ def _train(
 
 
 def _plan(design: Design, out: Path, jobs: int, *, resume: bool) -> str:
-    """Return what a run would train, as a table and a line."""
-    import pandas as pd
-
-    from rankscope.experiments.folder import prepared
-    from rankscope.experiments.running import remaining
+    """Return what would be trained, as a table and a line."""
+    from rankscope.experiments.running import planned
     from rankscope.tables import as_text
 
-    tasks = remaining(out, prepared(out, design, resume=resume))
-    table = pd.DataFrame(
-        {
-            "run": [task.item for task in tasks],
-            "seconds": [round(task.work) for task in tasks],
-            "bytes": [task.size for task in tasks],
-        }
-    )
+    table = planned(design, out, resume=resume)
+    minutes = table.seconds.sum() / 60
     total = (
-        f"{len(table)} runs, about {table.seconds.sum() / 60:.0f} minutes of one core, "
-        f"{table.seconds.sum() / 60 / jobs:.0f} with {jobs} at a time; "
-        f"{table.bytes.sum() / 1e6:.0f} MB"
+        f"{len(table)} runs, about {minutes:.0f} minutes of one core, "
+        f"{minutes / jobs:.0f} with {jobs} at a time; {table.bytes.sum() / 1e6:.0f} MB"
     )
     return f"{as_text(table)}\n\n{total}"
 
@@ -111,5 +101,8 @@ def _plan(design: Design, out: Path, jobs: int, *, resume: bool) -> str:
 def _draw(out: Path, *, quiet: bool) -> None:
     """Draw everything, and print the claims."""
     from rankscope.experiments.draw import draw
+    from rankscope.tables import as_text
 
-    draw(out)
+    found = draw(out)
+    if not quiet:
+        click.echo(f"{as_text(found)}\n\nTables, figures and claims are in {out}; see README.md.")

@@ -9,6 +9,7 @@ import pandas as pd
 
 from rankscope.experiments.folder import begun, finished_record
 from rankscope.training import TrainingConfig
+from rankscope.training.methods import METHODS
 
 __all__ = ["COLUMNS", "index"]
 
@@ -79,11 +80,11 @@ def _row(out: Path, name: str, groups: tuple[str, ...], record: dict[str, Any]) 
         "name": name,
         "groups": ",".join(groups),
         "method": config.method,
-        "targets": ",".join(config.targets) if config.method == "LoRA" else "",
+        "targets": ",".join(config.targets) if METHODS[config.method].scaled else "",
         "rank": config.rank if isinstance(config.rank, int) else 0,
         "loss": own["loss"],
         "token_accuracy": own["token_accuracy"],
         "exact_match": own["exact_match"],
         "mixture_loss": scores["mixture"]["loss"],
-        "folder": str(out / "runs" / name),
+        "folder": str(out.resolve() / "runs" / name),
     }

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from rankscope.analysis.engine import Row, Task
 from rankscope.analysis.engine.pools import Outcomes, in_processes
 from rankscope.analysis.engine.progress import shown
@@ -18,7 +20,7 @@ from rankscope.experiments.design import BASE, Design
 from rankscope.experiments.folder import Configs, alone, begin, finished_record, prepared
 from rankscope.training import TrainingConfig, train
 
-__all__ = ["remaining", "train_all"]
+__all__ = ["planned", "remaining", "train_all"]
 
 
 def train_all(
@@ -70,20 +72,30 @@ def train_all(
             ]
 
 
+def planned(design: Design, out: Path, *, resume: bool = False) -> pd.DataFrame:
+    """Return what `train_all` would train: ``run steps seconds bytes``, in its order.
+
+    `seconds` are of one core and right to a factor of two, `bytes` those that a run leaves.
+    """
+    configs = prepared(out, design, resume=resume)
+    tasks = remaining(out, configs)
+    return pd.DataFrame(
+        {
+            "run": [task.item for task in tasks],
+            "steps": [configs[task.item].steps for task in tasks],
+            "seconds": [round(task.work) for task in tasks],
+            "bytes": [run_bytes(configs[task.item], configs[BASE]) for task in tasks],
+        }
+    )
+
+
 def remaining(out: Path, configs: Configs) -> list[Task]:
     """Return a task for each run that is not finished in `out`: the base, then the longest first.
 
-    Its ``work`` is in seconds of one core, its ``size`` the bytes that it will write.
+    Their ``work`` is in seconds of one core.
     """
-    base = configs[BASE]
     tasks = [
-        Task(
-            name,
-            train_run,
-            (str(out.resolve()), config),
-            work=run_seconds(config, base),
-            size=run_bytes(config, base),
-        )
+        Task(name, train_run, (str(out.resolve()), config), run_seconds(config, configs[BASE]))
         for name, config in configs.items()
         if finished_record(out, name) is None
     ]
@@ -95,6 +107,8 @@ def train_run(name: str, out: str, config: TrainingConfig) -> Sequence[Row]:
     # The runs name their base relative to the experiment.
     with contextlib.chdir(out):
         folder = Path("runs", name)
+        for half_written in folder.rglob(".*"):  # by a process that was killed
+            half_written.unlink()
         try:
             train(config, folder, resume=(folder / "resume.safetensors").exists(), progress=False)
         except RankscopeError:
@@ -108,14 +122,17 @@ def train_run(name: str, out: str, config: TrainingConfig) -> Sequence[Row]:
 def _outcomes(tasks: Sequence[Task], base_threads: int, jobs: int) -> Outcomes:
     """Yield how each run ends; raise where those that follow could not end better."""
     base = [task for task in tasks if task.item == BASE]
-    for outcome in in_processes(base, 1, base_threads, None):
-        if (told := _told(outcome)).error is not None:
-            raise told.error
-        yield told
-    for outcome in in_processes([task for task in tasks if task.item != BASE], jobs, 1, None):
-        if isinstance((told := _told(outcome)).error, OutputError):
-            raise told.error
-        yield told
+    others = [task for task in tasks if task.item != BASE]
+    with contextlib.closing(in_processes(base, 1, base_threads, None)) as coming:
+        for outcome in map(_told, coming):
+            if outcome.error is not None:
+                raise outcome.error
+            yield outcome
+    with contextlib.closing(in_processes(others, jobs, 1, None)) as coming:
+        for outcome in map(_told, coming):
+            if isinstance(outcome.error, OutputError):
+                raise outcome.error
+            yield outcome
 
 
 def _told(outcome: Outcome) -> Outcome:

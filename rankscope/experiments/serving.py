@@ -1,0 +1,186 @@
+"""What an adapter costs when it is used: the time of a prediction, and switching between tasks."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from operator import truediv
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from rankscope.experiments.measured import Runs
+from rankscope.training.evaluate import autocast
+from rankscope.training.folder import recorded_config
+from rankscope.training.lora import merge_lora
+from rankscope.training.methods import METHODS
+from rankscope.training.model import CONTEXT, GPT
+from rankscope.training.trained import initial_model
+
+__all__ = ["latency_table", "switching_table"]
+
+_SIZES = ((1, CONTEXT // 4), (1, CONTEXT), (16, CONTEXT), (32, CONTEXT))
+_SWITCHES = (1, 10, 100)
+
+
+def latency_table(runs: Runs, repeats: int = 15) -> pd.DataFrame:
+    """Return the time of a prediction with an adapter merged, apart, or between the layers.
+
+    The paper's Table 1: merged, an adapter costs nothing; a bottleneck, which adds depth, always
+    does. On one core; the models take turns, so that other work on the machine meets all alike.
+
+    Returns
+    -------
+    DataFrame
+        A row per model and size of the input: `model` (``merged``, ``apart``, ``bottleneck``),
+        `rank`, `batch` rows of `length` characters, the median and quartiles of `repeats` times
+        in `milliseconds`, and `ratio`, the median quotient of its time and the merged model's
+        just before. Empty unless a bottleneck and an adapter of its size were trained.
+    """
+    models, rows = _models(runs), []
+    with _one_thread():
+        for batch, length in _SIZES if models else ():
+            times = _times(models, batch, length, repeats)
+            for model, own in times.items():
+                low, middle, high = statistics.quantiles(own, n=4)
+                rows.append(
+                    {
+                        "model": model,
+                        "batch": batch,
+                        "length": length,
+                        "milliseconds": 1000 * middle,
+                        "milliseconds_low": 1000 * low,
+                        "milliseconds_high": 1000 * high,
+                        "ratio": statistics.median(map(truediv, own, times["merged"])),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def switching_table(runs: Runs) -> pd.DataFrame:
+    """Return how far W − BA + B′A′ ends from W + B′A′ when it is computed in one precision.
+
+    A model that serves two tasks goes from one to the other and back: each switch takes the
+    adapter that is merged out of the weights and puts the other in, rounded to the precision of
+    the weights; in exact numbers nothing would remain.
+
+    Returns
+    -------
+    DataFrame
+        A row per precision and number of switches: `a`, `b` (the adapters), `dtype`, `switches`,
+        `max_error` against weights that were merged anew in the same precision, `relative_error`
+        of all modules together (Frobenius norm, over that of the update that is merged then), and
+        `changed_share` of the numbers that differ. Without two adapters it has no row.
+    """
+    pair = _two_adapters(runs)
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16) if pair else ():
+        for switches in _SWITCHES:
+            errors = list(_errors(runs, *pair, dtype, switches))
+            error, update = (sum(float((one[n] ** 2).sum()) for one in errors) for n in (0, 1))
+            changed = [one[0] != 0 for one in errors]
+            rows.append(
+                {
+                    "a": pair[0],
+                    "b": pair[1],
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "switches": switches,
+                    "max_error": max(float(one[0].abs().max()) for one in errors),
+                    "relative_error": (error / update) ** 0.5,
+                    "changed_share": float(torch.cat(changed).double().mean()),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+# --- parts -----------------------------------------------------------------------------------
+
+
+def _two_adapters(runs: Runs) -> tuple[str, str] | tuple[()]:
+    """Return an adapter of each task, or of two seeds of one, at the smaller of the ranks."""
+    if runs.ranks is None:
+        return ()
+    rows = [runs.adapters(task) for task in ("sql", "slots")]
+    names = [
+        str(row.name.iloc[0]) for one in rows if len(row := one[one["rank"] == runs.ranks[0]])
+    ]
+    if len(names) < 2:
+        names = [*map(str, rows[0][rows[0]["rank"] == runs.ranks[0]].name)]
+    return (names[0], names[1]) if len(names) > 1 else ()
+
+
+def _errors(
+    runs: Runs, a: str, b: str, dtype: torch.dtype, switches: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the error of every module after so many switches, and the update merged then."""
+    sets = runs.updates(a), runs.updates(b)
+    for name in sets[0].names:
+        weight = sets[0].weight(name).to(dtype).double()
+        first, second = (one[name].dense() for one in sets)
+        merged = (weight + first).to(dtype)
+        for number in range(switches):
+            taken, put = (first, second) if number % 2 == 0 else (second, first)
+            merged = ((merged.double() - taken).to(dtype).double() + put).to(dtype)
+        last = second if switches % 2 else first
+        anew = (weight + last).to(dtype)
+        yield merged.double() - anew.double(), last
+
+
+def _models(runs: Runs) -> dict[str, tuple[GPT, str]]:
+    """Return the models of a bottleneck and of an adapter of its size, with their precision."""
+    bottlenecks = runs.index[runs.index.method == "bottleneck"]
+    adapters = runs.adapters()
+    adapters = adapters[adapters["rank"].isin(bottlenecks["rank"])]
+    if adapters.empty:
+        return {}
+    name = str(adapters.name.iloc[0])
+    bottleneck = str(bottlenecks[bottlenecks["rank"] == adapters["rank"].iloc[0]].name.iloc[0])
+    models = {
+        "merged": _model(runs, name),
+        "apart": _model(runs, name),
+        "bottleneck": _model(runs, bottleneck),
+    }
+    merge_lora(models["merged"][0])
+    return models
+
+
+def _model(runs: Runs, name: str) -> tuple[GPT, str]:
+    folder = Path(str(runs.index.folder[name]))
+    # The experiment may have been moved since; its base has moved with it.
+    config = replace(recorded_config(folder), base=str(runs.base.folder))
+    model = initial_model(config)
+    METHODS[config.method].load(folder, model)
+    return model.eval(), config.precision
+
+
+@torch.no_grad()
+def _times(
+    models: Mapping[str, tuple[GPT, str]], batch: int, length: int, repeats: int
+) -> dict[str, list[float]]:
+    """Return the seconds of each model's passes, after one that is not counted."""
+    tokens = torch.full((batch, length), 2, dtype=torch.long)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for number in range(repeats + 1):
+        for name, (model, precision) in models.items():
+            with autocast(precision):
+                began = time.perf_counter()
+                model(tokens)
+                seconds = time.perf_counter() - began
+            if number:
+                times[name].append(seconds)
+    return times
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
