@@ -190,32 +190,32 @@ def truncate(
     _check(directions, k, side, other)
     if directions == "intruder" or evaluate is not None:
         with_base(updates, "W + ΔW needs the base weights")
-    choice = _Choice(
-        directions,
-        10 if k is None and directions == "intruder" else k,
-        side,
-        epsilon,
-        None if other is None else opened(other, base, alpha),
-        _noise_ranks(updates) if directions == "noise" else {},
+    second = None if other is None else opened(other, base, alpha)
+    noise = _noise_ranks(updates) if directions == "noise" else {}
+    looked_at = 10 if k is None and directions == "intruder" else k
+    choice = _Choice(directions, looked_at, side, epsilon, second, noise)
+    found, failures = map_modules(
+        updates.names,
+        lambda module: [_truncated(updates, module, choice, remove, control)],
+        progress=False,
     )
-
-    def one(module: str) -> list[tuple[dict[str, Any], Update]]:
-        return [_truncated(updates, module, choice, remove, control)]
-
-    found, failures = map_modules(updates.names, one, progress=False)
     left = _as_set(updates, {row["module"]: update for row, update in found})
-    said = {
-        "directions": directions, "k": choice.k, "remove": remove, "side": side,
-        "epsilon": epsilon, "control": control, "alpha": updates.alpha, "modules": updates.names,
-    }  # fmt: skip
     return TruncateResult(
         table=pd.DataFrame([row for row, _ in found], columns=list(_COLUMNS)).astype(_COLUMNS),
-        provenance=provenance("truncate", {"source": list(updates.inputs)}, said, "cpu"),
+        provenance=_provenance(updates, choice, {"remove": remove, "control": control}),
         notes=updates.notes,
         failures=tuple(failures),
         updates=left,
         score=None if evaluate is None else evaluate(_weights(left)),
     )
+
+
+def _provenance(updates: UpdateSet, choice: _Choice, options: Mapping[str, Any]) -> dict[str, Any]:
+    said = {name: getattr(choice, name) for name in ("directions", "k", "side", "epsilon")}
+    said |= {**options, "alpha": updates.alpha, "modules": updates.names}
+    sets = {"source": updates} | ({"other": choice.other} if choice.other else {})
+    inputs = {name: list(one.inputs) for name, one in sets.items()}
+    return provenance("truncate", inputs, said, "cpu")
 
 
 def _truncated(

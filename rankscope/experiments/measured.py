@@ -112,12 +112,8 @@ class Runs:
 
     @cached_property
     def width(self) -> int:
-        """How many inputs q of the base has."""
-        return self.updates(self._any_adapter).sites[0].shape[1]
-
-    @property
-    def _any_adapter(self) -> str:
-        return str(self.plain[self.plain.method == "LoRA"].name.iloc[0])
+        """How many inputs the matrices of attention have."""
+        return self.opened(self.base.folder).sites[0].shape[1]
 
     @cached_property
     def ranks(self) -> tuple[int, int] | None:
