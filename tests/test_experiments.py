@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,8 @@ from rankscope.errors import OutputError, RankscopeError, SourceError
 from rankscope.experiments import running
 from rankscope.experiments.costs import parameters
 from rankscope.experiments.design import BASE, Design, RunSpec, adapter, full, quick, whole
+from rankscope.experiments.draw import TABLES
+from rankscope.experiments.figures import FIGURES
 from rankscope.experiments.folder import alone, prepared
 from rankscope.experiments.index import COLUMNS, index
 from rankscope.experiments.running import remaining, train_all
@@ -158,6 +161,29 @@ def test_a_base_that_fails_stops_everything(tmp_path, monkeypatch):
     with pytest.raises(RankscopeError, match="could not be trained") as caught:
         train_all(tiny(), tmp_path / "out")
     assert "--resume --jobs 1" in caught.value.fix
+
+
+# --- drawing ---------------------------------------------------------------------------------
+
+
+def test_everything_is_drawn_again_wherever_the_runs_are(trained, tmp_path):
+    out = tmp_path / "moved"
+    shutil.copytree(trained[0], out)
+    shown = ask("reproduce", "--only-draw", "--out", out).stdout
+
+    claims = json.loads((out / "claims.json").read_text())["rows"]
+    readme = (out / "README.md").read_text()
+    assert all(row["claim"] in shown and row["claim"] in readme for row in claims)
+    tables = {path.stem for path in (out / "tables").iterdir()}
+    assert tables == {"index", *TABLES, *FIGURES}
+    assert {path.name for path in (out / "figures").iterdir()} == {f"{n}.svg" for n in FIGURES}
+    named = re.findall(r"`((?:tables|figures)/\S+)`", readme)
+    assert all((out / name).is_file() for name in named)
+    assert len(pd.read_csv(out / "tables" / "index.csv")) == 4
+
+
+def test_only_an_experiment_can_be_drawn(tmp_path):
+    assert "no experiment" in ask("reproduce", "--only-draw", "--out", tmp_path, code=1).stderr
 
 
 # --- the folder ------------------------------------------------------------------------------

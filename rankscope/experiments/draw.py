@@ -10,6 +10,7 @@ import pandas as pd
 
 from rankscope.experiments import correlations, serving, tables, update_tables
 from rankscope.experiments.accounting import gpt3_table
+from rankscope.experiments.causal import causal_table
 from rankscope.experiments.claims import as_json, claims, shown
 from rankscope.experiments.figures import FIGURES
 from rankscope.experiments.folder import begun
@@ -49,9 +50,12 @@ TABLES: Mapping[str, tuple[Make, str]] = MappingProxyType(
         "switching": (serving.switching_table, "from task to task: W − BA + B′A′"),
     }
 )
-# They take minutes, and are left out of the quick design.
+# These take minutes, and are of the full design alone.
 LONG: Mapping[str, tuple[Make, str]] = MappingProxyType(
-    {"latency": (serving.latency_table, "time of a prediction, merged and apart (Table 1)")}
+    {
+        "causal": (causal_table, "the loss with some directions kept or removed"),
+        "latency": (serving.latency_table, "time of a prediction, merged and apart (Table 1)"),
+    }
 )
 
 
@@ -79,7 +83,7 @@ def draw(out: str | Path) -> pd.DataFrame:
     _write_table(out, "index", table.drop(columns="folder"))
     found = claims(runs)
     write_json(out / "claims.json", as_json(found))
-    made = dict(TABLES) if begun(out).design == "quick" else {**TABLES, **LONG}
+    made = {**TABLES, **LONG} if begun(out).design == "full" else dict(TABLES)
     for name, (make, _) in made.items():
         _write_table(out, name, make(runs))
     for name, picture in FIGURES.items():
