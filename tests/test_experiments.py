@@ -70,7 +70,7 @@ def same(out, other):
 
 def wait_for_the_middle(out):
     """Wait until the long run has been saved after some of its steps."""
-    until = time.monotonic() + 300
+    until = time.monotonic() + 900
     path = out / "runs" / LONG / "resume.safetensors"
     while not (path.exists() and int(safe_open(path, "pt").metadata()["step"])):
         assert time.monotonic() < until

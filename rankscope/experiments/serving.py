@@ -26,6 +26,7 @@ __all__ = ["latency_table", "switching_table"]
 
 _SIZES = ((1, CONTEXT // 4), (1, CONTEXT), (16, CONTEXT), (32, CONTEXT))
 _SWITCHES = (1, 10, 100)
+_COLUMNS = ("a", "b", "dtype", "switches", "max_error", "relative_error", "changed_share")
 
 
 def latency_table(runs: Runs, repeats: int = 15) -> pd.DataFrame:
@@ -67,7 +68,7 @@ def switching_table(runs: Runs) -> pd.DataFrame:
 
     A model that serves two tasks goes from one to the other and back: each switch takes the
     adapter that is merged out of the weights and puts the other in, rounded to the precision of
-    the weights; in exact numbers nothing would remain.
+    the weights. In exact numbers nothing would be left of it.
 
     Returns
     -------
@@ -77,41 +78,33 @@ def switching_table(runs: Runs) -> pd.DataFrame:
         of all modules together (Frobenius norm, over that of the update that is merged then), and
         `changed_share` of the numbers that differ. Without two adapters it has no row.
     """
-    pair = _two_adapters(runs)
+    adapters = _adapters(runs)
+    if len(adapters) < 2:
+        return pd.DataFrame(columns=list(_COLUMNS))
+    a, b = adapters[:2]
     rows = []
-    for dtype in (torch.float32, torch.bfloat16) if pair else ():
+    for dtype in (torch.float32, torch.bfloat16):
         for switches in _SWITCHES:
-            errors = list(_errors(runs, *pair, dtype, switches))
-            error, update = (sum(float((one[n] ** 2).sum()) for one in errors) for n in (0, 1))
-            changed = [one[0] != 0 for one in errors]
-            rows.append(
-                {
-                    "a": pair[0],
-                    "b": pair[1],
-                    "dtype": str(dtype).removeprefix("torch."),
-                    "switches": switches,
-                    "max_error": max(float(one[0].abs().max()) for one in errors),
-                    "relative_error": (error / update) ** 0.5,
-                    "changed_share": float(torch.cat(changed).double().mean()),
-                }
+            parts = list(_errors(runs, a, b, dtype, switches))
+            errors, updates = (torch.stack(part) for part in zip(*parts, strict=True))
+            values = (
+                errors.abs().max().item(),
+                (errors.norm() / updates.norm()).item(),
+                (errors != 0).double().mean().item(),
             )
-    return pd.DataFrame(rows)
+            rows.append((a, b, str(dtype).removeprefix("torch."), switches, *values))
+    return pd.DataFrame(rows, columns=list(_COLUMNS))
 
 
 # --- parts -----------------------------------------------------------------------------------
 
 
-def _two_adapters(runs: Runs) -> tuple[str, str] | tuple[()]:
-    """Return an adapter of each task, or of two seeds of one, at the smaller of the ranks."""
-    if runs.ranks is None:
-        return ()
-    rows = [runs.adapters(task) for task in ("sql", "slots")]
-    names = [
-        str(row.name.iloc[0]) for one in rows if len(row := one[one["rank"] == runs.ranks[0]])
-    ]
-    if len(names) < 2:
-        names = [*map(str, rows[0][rows[0]["rank"] == runs.ranks[0]].name)]
-    return (names[0], names[1]) if len(names) > 1 else ()
+def _adapters(runs: Runs) -> list[str]:
+    """Return adapters of different tasks, or seeds of one, at the smaller of the two ranks."""
+    tasks = [runs.adapters(task) for task in ("sql", "slots")]
+    rows = [task[task["rank"] == (runs.ranks or (0,))[0]] for task in tasks]
+    first = [str(names.name.iloc[0]) for names in rows if len(names)]
+    return first if len(first) > 1 else [str(name) for name in rows[0].name]
 
 
 def _errors(
