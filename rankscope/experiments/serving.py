@@ -26,7 +26,10 @@ __all__ = ["latency_table", "switching_table"]
 
 _SIZES = ((1, CONTEXT // 4), (1, CONTEXT), (16, CONTEXT), (32, CONTEXT))
 _SWITCHES = (1, 10, 100)
-_COLUMNS = ("a", "b", "dtype", "switches", "max_error", "relative_error", "changed_share")
+_LATENCY = (
+    "model", "batch", "length", "milliseconds", "milliseconds_low", "milliseconds_high", "ratio",
+)  # fmt: skip
+_SWITCHING = ("a", "b", "dtype", "switches", "max_error", "relative_error", "changed_share")
 
 
 def latency_table(runs: Runs, repeats: int = 15) -> pd.DataFrame:
@@ -39,7 +42,7 @@ def latency_table(runs: Runs, repeats: int = 15) -> pd.DataFrame:
     -------
     DataFrame
         A row per model and size of the input: `model` (``merged``, ``apart``, ``bottleneck``),
-        `rank`, `batch` rows of `length` characters, the median and quartiles of `repeats` times
+        `batch` rows of `length` characters, the median and quartiles of `repeats` times
         in `milliseconds`, and `ratio`, the median quotient of its time and the merged model's
         just before. Empty unless a bottleneck and an adapter of its size were trained.
     """
@@ -48,19 +51,10 @@ def latency_table(runs: Runs, repeats: int = 15) -> pd.DataFrame:
         for batch, length in _SIZES if models else ():
             times = _times(models, batch, length, repeats)
             for model, own in times.items():
-                low, middle, high = statistics.quantiles(own, n=4)
-                rows.append(
-                    {
-                        "model": model,
-                        "batch": batch,
-                        "length": length,
-                        "milliseconds": 1000 * middle,
-                        "milliseconds_low": 1000 * low,
-                        "milliseconds_high": 1000 * high,
-                        "ratio": statistics.median(map(truediv, own, times["merged"])),
-                    }
-                )
-    return pd.DataFrame(rows)
+                low, middle, high = (1000 * q for q in statistics.quantiles(own, n=4))
+                ratio = statistics.median(map(truediv, own, times["merged"]))
+                rows.append((model, batch, length, middle, low, high, ratio))
+    return pd.DataFrame(rows, columns=list(_LATENCY))
 
 
 def switching_table(runs: Runs) -> pd.DataFrame:
@@ -80,7 +74,7 @@ def switching_table(runs: Runs) -> pd.DataFrame:
     """
     adapters = _adapters(runs)
     if len(adapters) < 2:
-        return pd.DataFrame(columns=list(_COLUMNS))
+        return pd.DataFrame(columns=list(_SWITCHING))
     a, b = adapters[:2]
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -93,7 +87,7 @@ def switching_table(runs: Runs) -> pd.DataFrame:
                 (errors != 0).double().mean().item(),
             )
             rows.append((a, b, str(dtype).removeprefix("torch."), switches, *values))
-    return pd.DataFrame(rows, columns=list(_COLUMNS))
+    return pd.DataFrame(rows, columns=list(_SWITCHING))
 
 
 # --- parts -----------------------------------------------------------------------------------
