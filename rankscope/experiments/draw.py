@@ -68,7 +68,7 @@ def draw(out: str | Path) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        As `rankscope.experiments.claims.shown` prints them.
+        As of `rankscope.experiments.claims.claims`.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def draw(out: str | Path) -> pd.DataFrame:
         with replacing(out / "figures" / f"{name}.svg") as temporary:
             temporary.write_bytes(figure_bytes(drawn.figure))
     _write_readme(out, shown(found), {name: about for name, (_, about) in made.items()})
-    return shown(found)
+    return found
 
 
 def _write_table(out: Path, name: str, table: pd.DataFrame) -> None:
