@@ -19,7 +19,8 @@ from rankscope.training.weights import load_model
 __all__ = ["causal_table", "evaluator"]
 
 _SEED = 0  # of the controls' directions
-_ROWS = 128  # held-out rows of every loss
+_ROWS = 64  # held-out rows of every loss
+_FIRST = (1, 4, 16)
 _COLUMNS = (
     "name", "task", "method", "rank", "seed", "directions", "k", "side", "action", "control",
     "count", "energy_share", "loss", "token_accuracy",
@@ -28,7 +29,7 @@ _COLUMNS = (
 Options = dict[str, Any]
 
 
-def causal_table(runs: Runs, rows: int = _ROWS) -> pd.DataFrame:
+def causal_table(runs: Runs, rows: int = _ROWS, seeds: int = 2) -> pd.DataFrame:
     """Return the loss after keeping or removing some directions, beside a control.
 
     Of the adapters of the small and the large rank on q and v, and of full fine-tunings, where
@@ -39,6 +40,8 @@ def causal_table(runs: Runs, rows: int = _ROWS) -> pd.DataFrame:
     runs : Runs
     rows : int
         Held-out rows of the run's own task.
+    seeds : int
+        Of how many runs of each condition, the first ones.
 
     Returns
     -------
@@ -50,6 +53,7 @@ def causal_table(runs: Runs, rows: int = _ROWS) -> pd.DataFrame:
         as many directions drawn at random with the same singular values.
     """
     chosen = pd.concat([_adapters(runs), runs.whole()])
+    chosen = chosen.groupby("rank", sort=False).head(seeds)
     found = [row for run in each(chosen) for row in _of_run(runs, run, rows)]
     return pd.DataFrame(found, columns=list(_COLUMNS))
 
@@ -104,7 +108,7 @@ def _of_run(runs: Runs, run: Run, rows: int) -> Iterator[dict[str, Any]]:
 
 def _choices(runs: Runs, run: Run) -> Iterator[Options]:
     ceiling = run.rank or runs.width
-    for k in (1, 2, 4, 8, 16, 64):
+    for k in _FIRST:
         if k < ceiling:
             yield {"directions": "first", "k": k}
     other = _next_seed(runs, run)

@@ -22,7 +22,7 @@ from rankscope.training.methods import METHODS
 from rankscope.training.model import CONTEXT, GPT
 from rankscope.training.trained import initial_model
 
-__all__ = ["latency_table", "switching_table"]
+__all__ = ["latency_table", "one_thread", "switching_table"]
 
 _SIZES = ((1, CONTEXT // 4), (1, CONTEXT), (16, CONTEXT), (32, CONTEXT))
 _SWITCHES = (1, 10, 100)
@@ -47,7 +47,7 @@ def latency_table(runs: Runs, repeats: int = 15) -> pd.DataFrame:
         just before. Empty unless a bottleneck and an adapter of its size were trained.
     """
     models, rows = _models(runs), []
-    with _one_thread():
+    with one_thread():
         for batch, length in _SIZES if models else ():
             times = _times(models, batch, length, repeats)
             for model, own in times.items():
@@ -164,7 +164,8 @@ def _times(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
