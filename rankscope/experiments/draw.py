@@ -16,6 +16,7 @@ from rankscope.experiments.figures import FIGURES
 from rankscope.experiments.folder import begun
 from rankscope.experiments.index import index
 from rankscope.experiments.measured import Runs
+from rankscope.experiments.timing import steps_table
 from rankscope.io.write import replacing, write_json
 from rankscope.plots.save import figure_bytes
 from rankscope.tables import as_markdown
@@ -54,6 +55,7 @@ TABLES: Mapping[str, tuple[Make, str]] = MappingProxyType(
 LONG: Mapping[str, tuple[Make, str]] = MappingProxyType(
     {
         "causal": (causal_table, "the loss with some directions kept or removed"),
+        "steps": (steps_table, "time and memory of a training step, by rank"),
         "latency": (serving.latency_table, "time of a prediction, merged and apart (Table 1)"),
     }
 )
