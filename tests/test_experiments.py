@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,20 +15,25 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from commands import ask
 from safetensors.torch import safe_open
 from test_training_loop import contents
 
 from rankscope.analysis.engine.task import Outcome, lost
 from rankscope.errors import OutputError, RankscopeError, SourceError
-from rankscope.experiments import running
+from rankscope.experiments import running, serving
 from rankscope.experiments.costs import parameters
 from rankscope.experiments.design import BASE, Design, RunSpec, adapter, full, quick, whole
+from rankscope.experiments.draw import TABLES
+from rankscope.experiments.figures import FIGURES
 from rankscope.experiments.folder import alone, prepared
 from rankscope.experiments.index import COLUMNS, index
+from rankscope.experiments.measured import Runs
 from rankscope.experiments.running import remaining, train_all
 
 SMALL = {"batch": 2, "held_out": 4, "save_every": 20}
+BOTTLENECK = {"base": "runs/base", "method": "bottleneck", "rank": 2}
 LONG = "sql-qv-r2-s0"  # long enough to be stopped in its middle
 
 
@@ -36,6 +42,7 @@ def tiny() -> Design:
         adapter(2, "qv", 0, "main", "drift", steps=400, **SMALL),
         adapter(4, "q", 1, "main", steps=4, **SMALL),
         whole(0, "full", steps=4, save_at=(2,), **SMALL),
+        RunSpec("sql-r2-s0-bottleneck", {**BOTTLENECK, "steps": 4, **SMALL}, ("methods",)),
         RunSpec("lost", {"base": "runs/nowhere", "rank": 2, "steps": 4, **SMALL}),
     )
     base = RunSpec(BASE, {"steps": 4, "layers": 1, "width": 32, "threads": 1, **SMALL})
@@ -67,7 +74,7 @@ def same(out, other):
 
 def wait_for_the_middle(out):
     """Wait until the long run has been saved after some of its steps."""
-    until = time.monotonic() + 300
+    until = time.monotonic() + 900
     path = out / "runs" / LONG / "resume.safetensors"
     while not (path.exists() and int(safe_open(path, "pt").metadata()["step"])):
         assert time.monotonic() < until
@@ -82,7 +89,7 @@ def test_a_run_that_fails_costs_no_other(trained):
     out, failures = trained
     assert [failure["module"] for failure in failures] == ["lost"]
     assert "runs/nowhere/model.safetensors" in failures[0]["where"]
-    assert list(index(out).name) == [BASE, LONG, "sql-q-r4-s1", "sql-full-s0"]
+    assert list(index(out).name) == [BASE, *(spec.name for spec in tiny().runs[:-1])]
 
 
 def test_the_index_says_what_each_run_is_and_scored(trained):
@@ -91,8 +98,9 @@ def test_the_index_says_what_each_run_is_and_scored(trained):
     long = table.loc[LONG]
     assert (long.groups, long.targets, long["rank"], long.alpha) == ("main,drift", "q,v", 2, 2.0)
     assert (long.task, long.method, long.labels, long.steps) == ("sql", "LoRA", "true", 400)
-    assert list(table["rank"]) == [0, 2, 4, 0]
-    assert list(table.trained_parameters) == [table.parameters.iloc[0], 256, 256, long.parameters]
+    assert list(table["rank"]) == [0, 2, 4, 0, 2]
+    assert list(table.targets) == ["", "q,v", "q", "", ""]
+    assert list(table.trained_parameters)[1:4] == [256, 256, long.parameters]
     record = json.loads((Path(long.folder) / "run.json").read_text())
     assert long.loss == record["evaluation"]["sql"]["loss"]
     assert long.mixture_loss == record["evaluation"]["mixture"]["loss"]
@@ -158,6 +166,61 @@ def test_a_base_that_fails_stops_everything(tmp_path, monkeypatch):
     with pytest.raises(RankscopeError, match="could not be trained") as caught:
         train_all(tiny(), tmp_path / "out")
     assert "--resume --jobs 1" in caught.value.fix
+
+
+# --- drawing ---------------------------------------------------------------------------------
+
+
+def test_everything_is_drawn_again_wherever_the_runs_are(trained, tmp_path):
+    out = tmp_path / "moved"
+    shutil.copytree(trained[0], out)
+    shown = ask("reproduce", "--only-draw", "--out", out).stdout
+
+    claims = json.loads((out / "claims.json").read_text())["rows"]
+    readme = (out / "README.md").read_text()
+    assert all(row["claim"] in shown and row["claim"] in readme for row in claims)
+    tables = {path.stem for path in (out / "tables").iterdir()}
+    assert tables == {"index", *TABLES, *FIGURES}
+    assert {path.name for path in (out / "figures").iterdir()} == {f"{n}.svg" for n in FIGURES}
+    named = re.findall(r"`((?:tables|figures)/\S+)`", readme)
+    assert all((out / name).is_file() for name in named)
+    assert len(pd.read_csv(out / "tables" / "index.csv")) == 5
+
+
+def test_only_an_experiment_can_be_drawn(tmp_path):
+    assert "no experiment" in ask("reproduce", "--only-draw", "--out", tmp_path, code=1).stderr
+
+
+def test_a_merged_adapter_predicts_as_one_apart_and_is_what_times_are_compared_with(trained):
+    runs = Runs(index(trained[0]))
+    models = {name: model for name, (model, _) in serving._models(runs).items()}
+    tokens = torch.arange(64).view(2, 32)
+    merged, apart, bottleneck = (models[name](tokens) for name in models)
+    torch.testing.assert_close(merged, apart, rtol=0, atol=1e-5)
+    assert (merged - bottleneck).abs().max() > 1e-3
+
+    table = serving.latency_table(runs, repeats=2)
+    assert list(table.model) == ["merged", "apart", "bottleneck"] * 4
+    assert (table.ratio[table.model == "merged"] == 1).all()
+    assert (table.milliseconds > 0).all()
+
+
+def test_switching_leaves_no_more_than_its_roundings(data):
+    names = ("base", "r8-s0", "r8-s1", "r64-s0")
+    folders = ("base", "sql-r8-seed0", "sql-r8-seed1", "sql-r64-seed0")
+    rows = {"name": names, "folder": [str(data / folder) for folder in folders]}
+    more = {"method": ["pre-training", *["LoRA"] * 3], "rank": [0, 8, 8, 64], "seed": [0, 0, 1, 0]}
+    runs = Runs(pd.DataFrame({**rows, **more, "task": "sql", "targets": "q,v"}))
+
+    table = serving.switching_table(runs).set_index(["dtype", "switches"])
+    assert set(table.a) | set(table.b) == {"r8-s0", "r8-s1"}
+    weights = [runs.updates("r8-s0").weight(name) for name in runs.updates("r8-s0").names]
+    largest = 1.5 * max(weight.abs().max().item() for weight in weights)
+    for (dtype, switches), row in table.iterrows():
+        half_a_step = torch.finfo(getattr(torch, dtype)).eps / 2 * largest
+        assert 0 < row.max_error <= (2 * switches + 1) * half_a_step
+    assert table.relative_error["float32"].max() < 1e-4 < table.relative_error["bfloat16", 1]
+    assert table.relative_error["bfloat16", 100] > table.relative_error["bfloat16", 1]
 
 
 # --- the folder ------------------------------------------------------------------------------

@@ -442,6 +442,19 @@ def test_weights_that_do_not_belong_to_the_run_are_refused(method, how, base, tm
     assert len(str(caught.value).splitlines()) == 5
 
 
+def test_another_base_under_the_same_name_is_noticed(base, tmp_path):
+    moved_base = tmp_path / "base"
+    moved_base.mkdir()
+    tensors = load_file(base / "model.safetensors")
+    save_file(tensors, moved_base / "model.safetensors")
+    train(config_of("LoRA", moved_base), tmp_path / "run", progress=False)
+    assert isinstance(load_trained(tmp_path / "run"), GPT)
+    save_file(tensors | {"norm.weight": torch.ones(WIDTH)}, moved_base / "model.safetensors")
+    with pytest.raises(SourceError, match="began from") as caught:
+        load_trained(tmp_path / "run")
+    assert len(str(caught.value).splitlines()) == 5
+
+
 def test_a_folder_without_a_run_has_no_model(tmp_path):
     with pytest.raises(SourceError):
         load_trained(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, help="Go on with what --out holds.")
 @click.option("--only-draw", is_flag=True, help="Train nothing; draw what is there again.")
 @click.option("--dry-run", is_flag=True, help="Only list runs, time and bytes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the claims as one JSON object.")
 @click.option("-q", "--quiet", is_flag=True, help="Print no table and no progress.")
 @debug_option
 def command(
@@ -43,6 +45,7 @@ def command(
     resume: bool,
     only_draw: bool,
     dry_run: bool,
+    as_json: bool,
     quiet: bool,
 ) -> None:
     """Train and draw the paper's section 7: runs, tables, figures, and claims that can fail.
@@ -53,17 +56,17 @@ def command(
     from rankscope.experiments.folder import cores
 
     if only_draw:
-        _draw(Path(out), quiet=quiet)
+        _draw(Path(out), as_json=as_json, quiet=quiet)
         return
     chosen: Design = getattr(design, size)()
     if dry_run:
         click.echo(_plan(chosen, Path(out), jobs or cores(), resume=resume))
         return
     failures = _train(chosen, Path(out), jobs or cores(), resume=resume, quiet=quiet)
-    _draw(Path(out), quiet=quiet)
     for failure in failures:
         parts = (f"  {part}: {failure[part]}" for part in ("where", "expected", "got", "fix"))
         click.echo("\n".join([f"Error: {failure['module']}: {failure['what']}", *parts]), err=True)
+    _draw(Path(out), as_json=as_json, quiet=quiet)
     if failures:
         sys.exit(PARTLY_DONE)
 
@@ -98,11 +101,15 @@ def _plan(design: Design, out: Path, jobs: int, *, resume: bool) -> str:
     return f"{as_text(table)}\n\n{total}"
 
 
-def _draw(out: Path, *, quiet: bool) -> None:
+def _draw(out: Path, *, as_json: bool, quiet: bool) -> None:
     """Draw everything, and print the claims."""
+    from rankscope.experiments import claims
     from rankscope.experiments.draw import draw
     from rankscope.tables import as_text
 
     found = draw(out)
-    if not quiet:
-        click.echo(f"{as_text(found)}\n\nTables, figures and claims are in {out}; see README.md.")
+    if as_json:
+        click.echo(json.dumps(claims.as_json(found), allow_nan=False))
+    elif not quiet:
+        table = as_text(claims.shown(found))
+        click.echo(f"{table}\n\nTables, figures and claims are in {out}: see its README.md.")

@@ -10,11 +10,13 @@ import pandas as pd
 
 from rankscope.experiments import correlations, serving, tables, update_tables
 from rankscope.experiments.accounting import gpt3_table
+from rankscope.experiments.causal import causal_table
 from rankscope.experiments.claims import as_json, claims, shown
 from rankscope.experiments.figures import FIGURES
 from rankscope.experiments.folder import begun
 from rankscope.experiments.index import index
 from rankscope.experiments.measured import Runs
+from rankscope.experiments.timing import steps_table
 from rankscope.io.write import replacing, write_json
 from rankscope.plots.save import figure_bytes
 from rankscope.tables import as_markdown
@@ -49,9 +51,13 @@ TABLES: Mapping[str, tuple[Make, str]] = MappingProxyType(
         "switching": (serving.switching_table, "from task to task: W − BA + B′A′"),
     }
 )
-# They take minutes, and are left out of the quick design.
+# These take minutes, and are of the full design alone.
 LONG: Mapping[str, tuple[Make, str]] = MappingProxyType(
-    {"latency": (serving.latency_table, "time of a prediction, merged and apart (Table 1)")}
+    {
+        "causal": (causal_table, "the loss with some directions kept or removed"),
+        "steps": (steps_table, "time and memory of a training step, by rank"),
+        "latency": (serving.latency_table, "time of a prediction, merged and apart (Table 1)"),
+    }
 )
 
 
@@ -64,7 +70,7 @@ def draw(out: str | Path) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        As `rankscope.experiments.claims.shown` prints them.
+        As of `rankscope.experiments.claims.claims`.
 
     Raises
     ------
@@ -79,7 +85,7 @@ def draw(out: str | Path) -> pd.DataFrame:
     _write_table(out, "index", table.drop(columns="folder"))
     found = claims(runs)
     write_json(out / "claims.json", as_json(found))
-    made = dict(TABLES) if begun(out).design == "quick" else {**TABLES, **LONG}
+    made = {**TABLES, **LONG} if begun(out).design == "full" else dict(TABLES)
     for name, (make, _) in made.items():
         _write_table(out, name, make(runs))
     for name, picture in FIGURES.items():
@@ -88,7 +94,7 @@ def draw(out: str | Path) -> pd.DataFrame:
         with replacing(out / "figures" / f"{name}.svg") as temporary:
             temporary.write_bytes(figure_bytes(drawn.figure))
     _write_readme(out, shown(found), {name: about for name, (_, about) in made.items()})
-    return shown(found)
+    return found
 
 
 def _write_table(out: Path, name: str, table: pd.DataFrame) -> None:

@@ -33,12 +33,15 @@ class Begun:
 
     Attributes
     ----------
+    design : str
+        Its name.
     configs : dict of TrainingConfig
         Of every run, the base first.
     groups : dict of tuple of str
         What each run is for.
     """
 
+    design: str
     configs: Configs
     groups: Mapping[str, tuple[str, ...]]
 
@@ -84,12 +87,14 @@ def begun(out: Path) -> Begun:
     """
     path = out / _DESIGN
     try:
-        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        design, runs = content["design"], content["runs"]
         configs = {
             name: TrainingConfig.from_dict(run["config"], where=f"{path}, {name}")
             for name, run in runs.items()
         }
-        return Begun(configs, {name: tuple(run["groups"]) for name, run in runs.items()})
+        groups = {name: tuple(run["groups"]) for name, run in runs.items()}
+        return Begun(design, configs, groups)
     except RankscopeError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -201,7 +206,7 @@ def _check_same(path: Path, before: Configs, now: Configs) -> None:
             raise _other(f"{path}, {name}", "a run of this name", "no such run in this design")
         old, new = config.to_dict(), now[name].to_dict()
         for option, value in old.items():
-            if new[option] != value:
+            if new[option] != value and option != "lr_reason":  # words decide no number
                 raise _other(
                     f"{path}, {name}", f"{option} = {value!r}", f"{option} = {new[option]!r}"
                 )

@@ -26,6 +26,10 @@ __all__ = ["latency_table", "one_thread", "switching_table"]
 
 _SIZES = ((1, CONTEXT // 4), (1, CONTEXT), (16, CONTEXT), (32, CONTEXT))
 _SWITCHES = (1, 10, 100)
+_LATENCY = (
+    "model", "batch", "length", "milliseconds", "milliseconds_low", "milliseconds_high", "ratio",
+)  # fmt: skip
+_SWITCHING = ("a", "b", "dtype", "switches", "max_error", "relative_error", "changed_share")
 
 
 def latency_table(runs: Runs, repeats: int = 15) -> pd.DataFrame:
@@ -38,7 +42,7 @@ def latency_table(runs: Runs, repeats: int = 15) -> pd.DataFrame:
     -------
     DataFrame
         A row per model and size of the input: `model` (``merged``, ``apart``, ``bottleneck``),
-        `rank`, `batch` rows of `length` characters, the median and quartiles of `repeats` times
+        `batch` rows of `length` characters, the median and quartiles of `repeats` times
         in `milliseconds`, and `ratio`, the median quotient of its time and the merged model's
         just before. Empty unless a bottleneck and an adapter of its size were trained.
     """
@@ -47,19 +51,10 @@ def latency_table(runs: Runs, repeats: int = 15) -> pd.DataFrame:
         for batch, length in _SIZES if models else ():
             times = _times(models, batch, length, repeats)
             for model, own in times.items():
-                low, middle, high = statistics.quantiles(own, n=4)
-                rows.append(
-                    {
-                        "model": model,
-                        "batch": batch,
-                        "length": length,
-                        "milliseconds": 1000 * middle,
-                        "milliseconds_low": 1000 * low,
-                        "milliseconds_high": 1000 * high,
-                        "ratio": statistics.median(map(truediv, own, times["merged"])),
-                    }
-                )
-    return pd.DataFrame(rows)
+                low, middle, high = (1000 * q for q in statistics.quantiles(own, n=4))
+                ratio = statistics.median(map(truediv, own, times["merged"]))
+                rows.append((model, batch, length, middle, low, high, ratio))
+    return pd.DataFrame(rows, columns=list(_LATENCY))
 
 
 def switching_table(runs: Runs) -> pd.DataFrame:
@@ -67,7 +62,7 @@ def switching_table(runs: Runs) -> pd.DataFrame:
 
     A model that serves two tasks goes from one to the other and back: each switch takes the
     adapter that is merged out of the weights and puts the other in, rounded to the precision of
-    the weights; in exact numbers nothing would remain.
+    the weights. In exact numbers nothing would be left of it.
 
     Returns
     -------
@@ -77,41 +72,33 @@ def switching_table(runs: Runs) -> pd.DataFrame:
         of all modules together (Frobenius norm, over that of the update that is merged then), and
         `changed_share` of the numbers that differ. Without two adapters it has no row.
     """
-    pair = _two_adapters(runs)
+    adapters = _adapters(runs)
+    if len(adapters) < 2:
+        return pd.DataFrame(columns=list(_SWITCHING))
+    a, b = adapters[:2]
     rows = []
-    for dtype in (torch.float32, torch.bfloat16) if pair else ():
+    for dtype in (torch.float32, torch.bfloat16):
         for switches in _SWITCHES:
-            errors = list(_errors(runs, *pair, dtype, switches))
-            error, update = (sum(float((one[n] ** 2).sum()) for one in errors) for n in (0, 1))
-            changed = [one[0] != 0 for one in errors]
-            rows.append(
-                {
-                    "a": pair[0],
-                    "b": pair[1],
-                    "dtype": str(dtype).removeprefix("torch."),
-                    "switches": switches,
-                    "max_error": max(float(one[0].abs().max()) for one in errors),
-                    "relative_error": (error / update) ** 0.5,
-                    "changed_share": float(torch.cat(changed).double().mean()),
-                }
+            parts = list(_errors(runs, a, b, dtype, switches))
+            errors, updates = (torch.stack(part) for part in zip(*parts, strict=True))
+            values = (
+                errors.abs().max().item(),
+                (errors.norm() / updates.norm()).item(),
+                (errors != 0).double().mean().item(),
             )
-    return pd.DataFrame(rows)
+            rows.append((a, b, str(dtype).removeprefix("torch."), switches, *values))
+    return pd.DataFrame(rows, columns=list(_SWITCHING))
 
 
 # --- parts -----------------------------------------------------------------------------------
 
 
-def _two_adapters(runs: Runs) -> tuple[str, str] | tuple[()]:
-    """Return an adapter of each task, or of two seeds of one, at the smaller of the ranks."""
-    if runs.ranks is None:
-        return ()
-    rows = [runs.adapters(task) for task in ("sql", "slots")]
-    names = [
-        str(row.name.iloc[0]) for one in rows if len(row := one[one["rank"] == runs.ranks[0]])
-    ]
-    if len(names) < 2:
-        names = [*map(str, rows[0][rows[0]["rank"] == runs.ranks[0]].name)]
-    return (names[0], names[1]) if len(names) > 1 else ()
+def _adapters(runs: Runs) -> list[str]:
+    """Return adapters of different tasks, or seeds of one, at the smaller of the two ranks."""
+    tasks = [runs.adapters(task) for task in ("sql", "slots")]
+    rows = [task[task["rank"] == (runs.ranks or (0,))[0]] for task in tasks]
+    first = [str(names.name.iloc[0]) for names in rows if len(names)]
+    return first if len(first) > 1 else [str(name) for name in rows[0].name]
 
 
 def _errors(

@@ -25,6 +25,7 @@ __all__ = [
     "finished_record",
     "read_resume",
     "recorded_config",
+    "recorded_identity",
     "write_log",
     "write_record",
     "write_resume",
@@ -70,7 +71,7 @@ def finished_record(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | 
     record = _read_record(path)
     if not record["finished"]:
         return None
-    _check_same(path, record["config"] | {"base_sha256": record["base_sha256"]}, identity)
+    _check_same(path, {**record["config"], "base_sha256": record["base_sha256"]}, identity)
     return record
 
 
@@ -170,19 +171,32 @@ def recorded_config(out: str | Path) -> TrainingConfig:
     --------
     >>> train(recorded_config("runs/r8"), "runs/r8", resume=True)  # doctest: +SKIP
     """
+    options = recorded_identity(out)
+    options.pop("base_sha256")
+    return TrainingConfig.from_dict(options, where=str(out))
+
+
+def recorded_identity(out: str | Path) -> dict[str, Any]:
+    """Return the options of the run in `out` and the digest of its base, as they were written.
+
+    Raises
+    ------
+    SourceError
+        If no run is there.
+    """
     path = Path(out) / _RESUME
     try:
         with safe_open(path, framework="pt") as file:
-            options = json.loads(file.metadata()["identity"])
-        options.pop("base_sha256")
+            identity: dict[str, Any] = json.loads(file.metadata()["identity"])
+        return {**identity, "base_sha256": identity["base_sha256"]}
     except FileNotFoundError as error:
-        record = Path(out) / "run.json"
-        if not record.exists():
+        path = Path(out) / "run.json"
+        if not path.exists():
             raise _nothing_to_resume(path, error) from error
-        options = _read_record(record)["config"]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise _nothing_to_resume(path, error) from error
-    return TrainingConfig.from_dict(options, where=str(path))
+    record = _read_record(path)
+    return {**record["config"], "base_sha256": record["base_sha256"]}
 
 
 def _nothing_to_resume(path: Path, error: Exception) -> SourceError:

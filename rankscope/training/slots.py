@@ -63,13 +63,14 @@ def slots_text(chance: Chance, difficulty: int) -> Text:
 
     Difficulty is the number of slots, and with it of the rules that `sentence` needs: 1 names
     two of food, area and price; 2 three, of rating and a neighbour as well; 3 five, of whether
-    children are welcome as well. Two texts with the same slots in another order share their key.
+    children are welcome as well, and writes names with a capital. Two texts with the same slots
+    in another order share their key.
 
     Examples
     --------
     >>> print(slots_text(Chance("example", 1), 2), end="")
     name=nina;price=high;food=wine;area=suburb
-    Nina is an expensive wine bar in the suburb.
+    nina is an expensive wine bar in the suburb.
     """
     while True:
         text = _any_slots_text(chance, difficulty)
@@ -84,34 +85,41 @@ def _any_slots_text(chance: Chance, difficulty: int) -> Text:
         slots[kind] = chance.of([value for value in _VALUES[kind] if value != slots["name"]])
     given = [f"{kind}={value}" for kind, value in slots.items()]
     question = ";".join(chance.some(given, len(given)))
-    return Text(f"{question}\n", f"{sentence(slots)}\n", ";".join(sorted(given)))
+    answer = sentence(slots, capitals=difficulty == max(DIFFICULTIES))
+    return Text(f"{question}\n", f"{answer}\n", ";".join(sorted(given)))
 
 
-def sentence(slots: Mapping[str, str]) -> str:
+def sentence(slots: Mapping[str, str], *, capitals: bool) -> str:
     """Return the one sentence that says `slots`, whatever their order.
 
     The order is that of English: article, price, stars, food, noun, area, neighbour, children.
     The article agrees with the word after it, the noun with the food, the preposition with the
-    area; names are capitalised; "but" joins what speaks against each other, a good place and no
-    children, or a bad one that they like.
+    area; "but" joins what speaks against each other, a good place and no children, or a bad one
+    that they like.
 
     Parameters
     ----------
     slots : mapping
         ``name`` and any of ``food``, ``area``, ``price``, ``rating``, ``near`` and ``kids``.
+    capitals : bool
+        Whether names are written with one.
 
     Examples
     --------
-    >>> sentence({"food": "indian", "name": "emma", "area": "river"})
-    'Emma is an indian place by the river.'
-    >>> sentence({"name": "leo", "price": "low", "rating": "5", "near": "ben", "kids": "no"})
+    >>> sentence({"food": "indian", "name": "emma", "area": "river"}, capitals=False)
+    'emma is an indian place by the river.'
+    >>> slots = {"name": "leo", "price": "low", "rating": "5", "near": "ben", "kids": "no"}
+    >>> sentence(slots, capitals=True)
     'Leo is a cheap five star place near Ben, but not for kids.'
     """
     noun = _noun(slots)
+    name, near = (
+        word.capitalize() if capitals else word for word in (slots["name"], slots.get("near", ""))
+    )
     where = [_AREAS[slots["area"]]] if "area" in slots else []
-    if "near" in slots:
-        where.append(f"near {slots['near'].capitalize()}")
-    said = " ".join([slots["name"].capitalize(), "is", _article(noun), noun, *where])
+    if near:
+        where.append(f"near {near}")
+    said = " ".join([name, "is", _article(noun), noun, *where])
     return f"{said}{_children(slots)}."
 
 

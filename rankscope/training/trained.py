@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rankscope.errors import SourceError
 from rankscope.training.config import TrainingConfig
-from rankscope.training.folder import recorded_config
+from rankscope.training.folder import recorded_config, recorded_identity
 from rankscope.training.methods import METHODS
 from rankscope.training.model import GPT, Architecture, new_model
-from rankscope.training.weights import load_model
+from rankscope.training.weights import load_model, sha256_of
 
 __all__ = ["initial_model", "load_trained"]
 
@@ -40,5 +41,19 @@ def load_trained(folder: str | Path) -> GPT:
     """
     config = recorded_config(folder)
     model = initial_model(config)
+    if config.base:
+        _check_base(Path(config.base), recorded_identity(folder)["base_sha256"], Path(folder))
     METHODS[config.method].load(Path(folder), model)
     return model.eval()
+
+
+def _check_base(base: Path, recorded: str, run: Path) -> None:
+    path = base / "model.safetensors"
+    if sha256_of(path) != recorded:
+        raise SourceError(
+            "the base is not the one that the run began from",
+            where=str(path),
+            expected=f"sha256 {recorded}, as {run} records",
+            got=f"sha256 {sha256_of(path)}",
+            fix="put the base of the run there again, or train the run anew",
+        )
