@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from rankscope.analysis.selection import opened
-from rankscope.analysis.truncation import Precision, Size, truncate
+from rankscope.analysis.truncation import Precision, Size, cut_down
 from rankscope.errors import SourceError
 from rankscope.io.names import kind_of
 from rankscope.io.recipes import Difference
@@ -81,7 +81,7 @@ def extract(
             got=f"updates of the format {updates.format}",
             fix="use resize for an adapter",
         )
-    return truncate(
+    return cut_down(
         ExtractResult, _untied(updates), size, dtype=dtype, device=device, progress=progress
     )
 

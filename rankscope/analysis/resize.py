@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rankscope.analysis.selection import opened
-from rankscope.analysis.truncation import Precision, Size, truncate
+from rankscope.analysis.truncation import Precision, Size, cut_down
 from rankscope.io.sources import Source
 from rankscope.io.updateset import UpdateSet
 from rankscope.results import ResizeResult
@@ -80,4 +80,4 @@ def resize(
     """
     size = Size(rank, energy, budget)
     updates = opened(source, base, alpha, split="none")
-    return truncate(ResizeResult, updates, size, dtype=dtype, device=device, progress=progress)
+    return cut_down(ResizeResult, updates, size, dtype=dtype, device=device, progress=progress)

@@ -28,7 +28,7 @@ from rankscope.results import ResizeResult, provenance
 from rankscope.spectra import Leading, Method, Spectrum, svd
 from rankscope.updates import FactoredUpdate, Update
 
-__all__ = ["Precision", "Size", "truncate"]
+__all__ = ["Precision", "Size", "cut_down"]
 
 Precision = Literal["float32", "bfloat16", "float16"]
 _DTYPES = {
@@ -210,7 +210,7 @@ class _Cutter:
         return rounded
 
 
-def truncate(
+def cut_down(
     result: type[ResizeResult],
     updates: UpdateSet,
     size: Size,

@@ -1,5 +1,6 @@
 """Pictures of tables: they read DataFrames and compute nothing but means."""
 
+from rankscope.plots.alignments import figure_alignments as figure_alignments
 from rankscope.plots.amplification import figure_amplification as figure_amplification
 from rankscope.plots.amplification import plot_alignment as plot_alignment
 from rankscope.plots.amplification import plot_amplification as plot_amplification
@@ -13,6 +14,7 @@ from rankscope.plots.groups import plot_groups as plot_groups
 from rankscope.plots.intruders import figure_intruders as figure_intruders
 from rankscope.plots.intruders import plot_closeness as plot_closeness
 from rankscope.plots.intruders import plot_intruders as plot_intruders
+from rankscope.plots.layers import figure_layers as figure_layers
 from rankscope.plots.panels import count_pages as count_pages
 from rankscope.plots.rank import figure_rank as figure_rank
 from rankscope.plots.rank import plot_rank as plot_rank
@@ -21,6 +23,8 @@ from rankscope.plots.rank_map import plot_rank_map as plot_rank_map
 from rankscope.plots.save import FIGURE_FORMATS as FIGURE_FORMATS
 from rankscope.plots.save import figure_bytes as figure_bytes
 from rankscope.plots.save import save_figure as save_figure
+from rankscope.plots.scores import figure_scores as figure_scores
+from rankscope.plots.scores import plot_scores as plot_scores
 from rankscope.plots.similarity import plot_similarity as plot_similarity
 from rankscope.plots.similarity_page import figure_similarity as figure_similarity
 from rankscope.plots.spectrum import figure_spectrum as figure_spectrum

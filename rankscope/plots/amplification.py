@@ -30,7 +30,14 @@ from rankscope.plots.tables import (
     ticks_from_one,
 )
 
-__all__ = ["figure_amplification", "plot_alignment", "plot_amplification", "plot_profile"]
+__all__ = [
+    "draw_alignment",
+    "figure_amplification",
+    "plot_alignment",
+    "plot_amplification",
+    "plot_profile",
+    "ratio_bar",
+]
 
 _PROJECTIONS = ("projection_update", "projection_weight", "projection_random")
 _ALIGNMENT = ("rows", "columns", "alignment_i")
@@ -124,11 +131,11 @@ def plot_alignment(table: pd.DataFrame, *, side: str = "right", ax: Axes | None 
     """
     require_columns(table, "module", "k", *_ALIGNMENT, f"alignment_{side}")
     ax = plt.gca() if ax is None else ax
-    if not _draw_alignment(ax, table, side):
+    if not draw_alignment(ax, table, side):
         ax.set_axis_off()
         return ax
     ax.set(xlabel="j (directions of ΔW)", ylabel="i (directions of W)", title=SIDES[side])
-    _ratio_bar([ax])
+    ratio_bar([ax])
     return ax
 
 
@@ -241,13 +248,13 @@ def _draw_alignments(figure: Figure, grids: pd.DataFrame, kinds: Sequence[str]) 
         row[0].set_ylabel(SIDES[side], weight="bold", size=6.5)
         for ax, kind in zip(row, kinds, strict=True):
             mine = grids[grids["kind"] == kind]
-            drawn = _draw_alignment(ax, mine, side, most_ticks=3 if len(kinds) > 4 else 8)
+            drawn = draw_alignment(ax, mine, side, most_ticks=3 if len(kinds) > 4 else 8)
             if side == "right":
                 number = count(drawn, "module") if len(kinds) <= 4 else f"{drawn}"
                 ax.set_title(f"{kind} · {number}")
     figure.supxlabel("j (directions of ΔW)", size=plt.rcParams["axes.labelsize"])
     figure.supylabel("i (directions of W)", size=plt.rcParams["axes.labelsize"])
-    _ratio_bar([ax for row in axes for ax in row])
+    ratio_bar([ax for row in axes for ax in row])
 
 
 def _draw_projections(ax: Axes, rows: pd.DataFrame) -> list[str]:
@@ -301,7 +308,7 @@ def _draw_profile(ax: Axes, table: pd.DataFrame) -> list[str]:
     return kinds
 
 
-def _draw_alignment(ax: Axes, table: pd.DataFrame, side: str, most_ticks: int = 8) -> int:
+def draw_alignment(ax: Axes, table: pd.DataFrame, side: str, most_ticks: int = 8) -> int:
     """Draw the mean of a table's modules; return of how many."""
     mine = _alike(_largest(table), "alignment_i", f"alignment_{side}")
     if mine.empty:
@@ -328,7 +335,8 @@ def _draw_alignment(ax: Axes, table: pd.DataFrame, side: str, most_ticks: int = 
     return len(mine)
 
 
-def _ratio_bar(axes: Sequence[Axes]) -> Colorbar:
+def ratio_bar(axes: Sequence[Axes]) -> Colorbar:
+    """Draw the colour bar of what `draw_alignment` drew."""
     mesh = next(ax.collections[0] for ax in axes if ax.collections)
     ticks = range(-_OCTAVES, _OCTAVES + 1)
     bar = axes[0].figure.colorbar(

@@ -1,0 +1,299 @@
+"""Claims on directions: which are shared by ranks and seeds, and what the controls share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from rankscope.experiments.evidence import Evidence, Rule, untested
+from rankscope.experiments.measured import Pair, Runs, across_seeds
+from rankscope.experiments.statistics import (
+    first_overlap_draws,
+    labels_p_value,
+    reached_p_value,
+    sign_flip_p_value,
+)
+
+__all__ = ["direction_claims", "rest_beyond_chance"]
+
+HALF = 0.5  # what the paper says that φ(1, 1) exceeds
+NEAR = 0.1  # of the way from chance to full containment: up to here it is near chance
+_KINDS = ("q", "v")
+
+
+def direction_claims(runs: Runs) -> Iterator[Evidence]:
+    """Yield the claims of section 7.2, and its controls."""
+    for kind in _KINDS:
+        yield from _shared(runs, kind, "ranks")
+    for kind in _KINDS:
+        yield from _shared(runs, kind, "seeds")
+    yield _random(runs)
+    yield _shuffled(runs)
+    yield _shared_init(runs)
+
+
+# --- what is compared ------------------------------------------------------------------------
+
+
+def _of_rank(runs: Runs, rank: int) -> pd.DataFrame:
+    rows = runs.adapters()
+    return rows[rows["rank"] == rank]
+
+
+def _pairs(runs: Runs, what: str) -> list[Pair]:
+    """Return the pairs of different seeds: the small rank and the large, or the large twice."""
+    if runs.ranks is None:
+        return []
+    low, high = (_of_rank(runs, rank) for rank in runs.ranks)
+    return across_seeds(low if what == "ranks" else high, high)
+
+
+def _rows(runs: Runs, pair: Pair, kind: str, side: str = "right") -> pd.DataFrame:
+    table = runs.similarity(pair).table
+    return table[(table.kind == kind) & (table.side == side)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def _seeds(runs: Runs, pairs: Sequence[Pair]) -> int:
+    return runs.index.loc[sorted({name for pair in pairs for name in pair})].seed.nunique()
+
+
+def rest_beyond_chance(phi: NDArray[np.float64], d: int) -> float:
+    """Return how far the directions but the first go from chance (0) to containment (1).
+
+    φ of directions 2 to i of the one and 2 to j of the other, c = (max(i, j) − 1)/d being its
+    level for directions drawn at random: (φ − c)/(1 − c).
+
+    Examples
+    --------
+    >>> round(rest_beyond_chance(np.array([[1.0, 1.0], [1.0, 1.0]]), d=4), 12)  # same plane
+    1.0
+    """
+    i, j = phi.shape
+    sums = phi * np.minimum(*np.ogrid[1 : i + 1, 1 : j + 1])
+    inner = sums[-1, -1] - sums[0, -1] - sums[-1, 0] + sums[0, 0]
+    chance = (max(i, j) - 1) / d
+    return float((inner / (min(i, j) - 1) - chance) / (1 - chance))
+
+
+# --- shared and noise ------------------------------------------------------------------------
+
+
+def _shared(runs: Runs, kind: str, what: str) -> Iterator[Evidence]:
+    pairs = _pairs(runs, what)
+    low, high = runs.ranks or (8, 64)
+    of = f"r = {low} and r = {high}" if what == "ranks" else f"two seeds of r = {high}"
+    claims = (
+        (f"{of} share the top direction of ΔW{kind}", "mean φ(1,1), input side", _top),
+        (f"{of}: φ(1,1) of ΔW{kind} exceeds 0.5", "mean φ(1,1), input side", _half),
+        (
+            f"{of}: beyond the first, directions of ΔW{kind} are near chance",
+            "φ of the other directions, from chance (0) to containment (1)",
+            _rest,
+        ),
+    )
+    for claim, statistic, test in claims:
+        if pairs:
+            yield test(runs, pairs, kind, claim, statistic)
+        else:
+            yield untested(claim, statistic, "it takes two ranks below d, and two seeds")
+
+
+def _top(runs: Runs, pairs: Sequence[Pair], kind: str, claim: str, statistic: str) -> Evidence:
+    tables = [_rows(runs, pair, kind) for pair in pairs]
+    modules, d = len(tables[0]), int(tables[0].dimension.iloc[0])
+    each = [float(table.phi_first.mean()) for table in tables]
+    value, draws = _mean(each), first_overlap_draws(pairs, modules, d)
+    control = _mean([_drawn_first(runs, pair, kind) for pair in pairs])
+    return Evidence(
+        claim=claim,
+        statistic=statistic,
+        value=value,
+        control=control,
+        chance=1 / d,
+        p=reached_p_value(value, draws),
+        rule=Rule.BEYOND,
+        agrees=min(each) > 1 / d,
+        n=len(pairs),
+        unit="pairs of runs",
+        seeds=_seeds(runs, pairs),
+        says=f"{value:.3f} over {modules} layers, pairs from {min(each):.3f} to {max(each):.3f}; "
+        f"random directions give {1 / d:.4f} and, drawn with the same norms, {control:.4f}",
+    )
+
+
+def _drawn_first(runs: Runs, pair: Pair, kind: str) -> float:
+    """Return φ(1, 1) of two controls that were not trained, with the norms of a pair."""
+    drawn = Pair(runs.drawn(pair.a, 0), runs.drawn(pair.b, 1))
+    return float(_rows(runs, drawn, kind).phi_first.mean())
+
+
+def _half(runs: Runs, pairs: Sequence[Pair], kind: str, claim: str, statistic: str) -> Evidence:
+    tables = [_rows(runs, pair, kind) for pair in pairs]
+    each = [float(table.phi_first.mean()) for table in tables]
+    cells = np.concatenate([table.phi_first.to_numpy() for table in tables])
+    return Evidence(
+        claim=claim,
+        statistic=statistic,
+        value=_mean(each),
+        control=HALF,
+        chance=1 / int(tables[0].dimension.iloc[0]),
+        p=sign_flip_p_value([value - HALF for value in each]),
+        agrees=min(each) > HALF,
+        n=len(pairs),
+        unit="pairs of runs",
+        seeds=_seeds(runs, pairs),
+        says=f"{_mean(each):.3f}; above 0.5 in {int((cells > HALF).sum())} of {len(cells)} "
+        "matrices and pairs",
+    )
+
+
+def _rest(runs: Runs, pairs: Sequence[Pair], kind: str, claim: str, statistic: str) -> Evidence:
+    each = [_mean(_rests(_rows(runs, pair, kind))) for pair in pairs]
+    drawn = [Pair(runs.drawn(pair.a, 0), runs.drawn(pair.b, 1)) for pair in pairs]
+    control = _mean([_mean(_rests(_rows(runs, pair, kind))) for pair in drawn])
+    return Evidence(
+        claim=claim,
+        statistic=statistic,
+        value=_mean(each),
+        control=control,
+        chance=0.0,
+        p=sign_flip_p_value([NEAR - value for value in each]),
+        agrees=max(each) < NEAR,
+        n=len(pairs),
+        unit="pairs of runs",
+        seeds=_seeds(runs, pairs),
+        says=f"{_mean(each):.3f}, up to {max(each):.3f}; near chance means below {NEAR}, and "
+        f"controls that were not trained have {control:.3f}",
+    )
+
+
+def _rests(table: pd.DataFrame) -> list[float]:
+    cells = zip(table.phi, table.dimension, strict=True)
+    return [rest_beyond_chance(phi, int(d)) for phi, d in cells]
+
+
+# --- controls --------------------------------------------------------------------------------
+
+
+def _random(runs: Runs) -> Evidence:
+    claim = "adapters of the same norms along random directions share nothing"
+    statistic = "mean φ(1,1) of q and v, input side"
+    pairs = [Pair(runs.drawn(p.a, 2), runs.drawn(p.b, 3)) for p in _pairs(runs, "ranks")]
+    if not pairs:
+        return untested(claim, statistic, "it takes two ranks below d, and two seeds")
+    tables = [pd.concat([_rows(runs, pair, kind) for kind in _KINDS]) for pair in pairs]
+    value, d = _mean([table.phi_first.mean() for table in tables]), int(tables[0].dimension.max())
+    draws = first_overlap_draws(pairs, len(tables[0]), d)
+    high = reached_p_value(value, draws)
+    p = min(1.0, 2 * min(high, reached_p_value(-value, -draws)))
+    trained = _pairs(runs, "ranks")
+    compared = _mean([_rows(runs, x, k).phi_first.mean() for x in trained for k in _KINDS])
+    return Evidence(
+        claim=claim,
+        statistic=statistic,
+        value=value,
+        control=compared,
+        chance=1 / d,
+        p=p,
+        rule=Rule.CHANCE,
+        agrees=True,
+        n=len(pairs),
+        unit="pairs of controls",
+        seeds=0,
+        says=f"{value:.4f} against {1 / d:.4f} by chance, p of two sides; trained adapters have "
+        f"{compared:.3f}",
+    )
+
+
+def _shuffled(runs: Runs) -> Evidence:
+    claim = "runs of shuffled labels share less with a task's run than two of its runs do"
+    statistic = "mean φ of all directions, q and v, input side"
+    found = _group(runs, "shuffled")
+    if found is None:
+        return untested(claim, statistic, "it takes two runs of a rank and one of shuffled labels")
+    true, other = found
+    level = partial(_level, runs)
+    same = [level(pair) for pair in across_seeds(true, true)]
+    mixed = [level(pair) for pair in across_seeds(true, other)]
+    both = pd.concat([true, other])
+
+    def excess(group: frozenset[str]) -> float:
+        inside = both[both.name.isin(group)]
+        outside = both[~both.name.isin(group)]
+        pairs = [across_seeds(inside, rows) for rows in (inside, outside)]
+        if not all(pairs):
+            return float("nan")
+        own, across = ([level(pair) for pair in some] for some in pairs)
+        return _mean(own) - _mean(across)
+
+    return Evidence(
+        claim=claim,
+        statistic=statistic,
+        value=_mean(mixed),
+        control=_mean(same),
+        chance=_chance(runs, across_seeds(true, true)[0]),
+        p=labels_p_value(list(both.name), list(true.name), excess),
+        agrees=max(mixed) < min(same),
+        n=len(both),
+        unit="runs",
+        seeds=both.seed.nunique(),
+        says=f"{_mean(mixed):.3f} (to {max(mixed):.3f}) with shuffled labels, {_mean(same):.3f} "
+        f"(from {min(same):.3f}) within the task, r = {int(true['rank'].iloc[0])}; p by "
+        "relabelling the runs",
+    )
+
+
+def _shared_init(runs: Runs) -> Evidence:
+    claim = "adapters that started alike are more alike than those of different seeds"
+    statistic = "mean φ of all directions, q and v, input side"
+    found = _group(runs, "init0")
+    if found is None:
+        return untested(claim, statistic, "it takes a run with the start of seed 0, and two seeds")
+    plain, alike = found
+    first = plain[plain.seed == 0]
+    level = partial(_level, runs)
+    near = [level(pair) for pair in across_seeds(first, alike)]
+    far = [level(pair) for pair in across_seeds(plain, plain)]
+    if not near:
+        return untested(claim, statistic, "the run of seed 0 is missing")
+    reached = [(1 + sum(value >= one for value in far)) / (1 + len(far)) for one in near]
+    return Evidence(
+        claim=claim,
+        statistic=statistic,
+        value=_mean(near),
+        control=_mean(far),
+        chance=_chance(runs, across_seeds(plain, plain)[0]),
+        p=max(reached),
+        agrees=min(near) > max(far),
+        n=len(near) + len(far),
+        unit="pairs of runs",
+        seeds=plain.seed.nunique(),
+        says=f"{_mean(near):.3f} from one start, {_mean(far):.3f} (to {max(far):.3f}) from "
+        "different ones: similarity of seeds that share a start would say nothing of training",
+    )
+
+
+def _group(runs: Runs, suffix: str) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """Return the plain runs and the variants of the smallest rank that has enough of both."""
+    variants = runs.variants(suffix)
+    for rank in sorted({int(rank) for rank in variants["rank"]}):
+        plain, own = _of_rank(runs, rank), variants[variants["rank"] == rank]
+        if across_seeds(plain, plain) and across_seeds(plain, own):
+            return plain, own
+    return None
+
+
+def _level(runs: Runs, pair: Pair) -> float:
+    return _mean([float(_rows(runs, pair, kind).phi_full.mean()) for kind in _KINDS])
+
+
+def _chance(runs: Runs, pair: Pair) -> float:
+    return float(_rows(runs, pair, "q").chance_full.mean())

@@ -1,0 +1,99 @@
+"""Claims on scores: how small a rank suffices, and what the largest recovers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from rankscope.experiments.evidence import Evidence, Rule, untested
+from rankscope.experiments.measured import Runs
+from rankscope.experiments.statistics import noninferior_p_value, sign_flip_p_value
+
+__all__ = ["MARGIN", "score_claims"]
+
+# One point of token accuracy, on the scale on which the paper's seeds differ by half a point.
+MARGIN = 0.01
+SCORE = "token_accuracy"
+_SMALL = (4, 8)
+_LEAST_SEEDS = 3  # for a test of equivalence
+
+
+def score_claims(runs: Runs) -> Iterator[Evidence]:
+    """Yield the claims of sections 4.1, 7.1 and 7.2 on scores."""
+    yield _spread_over_types(runs)
+    high = (runs.ranks or (8, 64))[1]
+    for task in [task for task in ("sql", "slots") if (runs.plain.task == task).any()] or ["sql"]:
+        for rank in _SMALL:
+            low = _scores(runs, rank, task)
+            if len(low) or task == "sql":
+                claim = f"a small rank suffices: r = {rank} as good as r = {high}, q and v, {task}"
+                yield _not_worse(runs, claim, low, _scores(runs, high, task), task)
+    for targets in ("q,v", "q,k,v,o"):
+        claim = f"r = d on {targets} recovers full fine-tuning"
+        whole = runs.whole().set_index("seed")[SCORE]
+        yield _not_worse(runs, claim, _scores(runs, runs.width, "sql", targets), whole, "sql")
+
+
+def _not_worse(
+    runs: Runs,
+    claim: str,
+    low: pd.Series[float],
+    high: pd.Series[float],
+    task: str,
+) -> Evidence:
+    """Return a test of non-inferiority over the seeds that both have, by paired Student's t."""
+    statistic = f"token accuracy lost, less than {MARGIN} (one-sided paired t)"
+    seeds = sorted(set(low.index) & set(high.index))
+    if len(seeds) < _LEAST_SEEDS:
+        return untested(claim, statistic, f"it takes {_LEAST_SEEDS} seeds of both")
+    lost = (high[seeds] - low[seeds]).to_numpy(np.float64)
+    least = _scores(runs, 1, task)
+    worst = (
+        float((high[seeds] - least[seeds]).mean()) if set(seeds) <= set(least.index) else math.nan
+    )
+    return Evidence(
+        claim=claim,
+        statistic=statistic,
+        value=float(lost.mean()),
+        control=worst,
+        p=noninferior_p_value(lost.tolist(), MARGIN),
+        rule=Rule.BEYOND,
+        agrees=bool(lost.mean() < MARGIN),
+        n=len(seeds),
+        unit="seeds",
+        seeds=len(seeds),
+        says=f"{low[seeds].mean():.4f} ± {low[seeds].std():.4f} against {high[seeds].mean():.4f} "
+        f"± {high[seeds].std():.4f}; r = 1 on q and v loses {worst:.4f}",
+    )
+
+
+def _spread_over_types(runs: Runs) -> Evidence:
+    claim = "at one budget q and v at r = 4 are better than q alone at r = 8"
+    statistic = "token accuracy gained"
+    both, alone = _scores(runs, 4, "sql"), _scores(runs, 8, "sql", "q")
+    seeds = sorted(set(both.index) & set(alone.index))
+    if len(seeds) < 2:
+        return untested(claim, statistic, "it takes two seeds of both")
+    gained = (both[seeds] - alone[seeds]).to_numpy(np.float64)
+    return Evidence(
+        claim=claim,
+        statistic=statistic,
+        value=float(gained.mean()),
+        control=0.0,
+        p=sign_flip_p_value(gained.tolist()),
+        agrees=bool(gained.min() > 0),
+        n=len(seeds),
+        unit="seeds",
+        seeds=len(seeds),
+        says=f"{both[seeds].mean():.4f} against {alone[seeds].mean():.4f}, seeds from "
+        f"{gained.min():+.4f} to {gained.max():+.4f}",
+    )
+
+
+def _scores(runs: Runs, rank: int, task: str, targets: str = "q,v") -> pd.Series[float]:
+    """Return the score of every seed of one condition."""
+    rows = runs.adapters(task, targets)
+    return rows[rows["rank"] == rank].set_index("seed")[SCORE]

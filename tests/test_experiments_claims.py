@@ -1,0 +1,181 @@
+"""The tests behind the claims, and the claims on planted runs."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import haar
+from scipy import stats
+from section7 import D, experiment, row, write_adapter
+
+from rankscope.errors import SourceError
+from rankscope.experiments.claims import as_json, claims, shown
+from rankscope.experiments.claims_directions import rest_beyond_chance
+from rankscope.experiments.evidence import Evidence, Rule, judged, untested
+from rankscope.experiments.measured import Pair, Runs
+from rankscope.experiments.statistics import (
+    falling_p_value,
+    first_overlap_draws,
+    labels_p_value,
+    noninferior_p_value,
+    reached_p_value,
+    sign_flip_p_value,
+)
+from rankscope.measures.similarity import phi_grid
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=7))
+def test_signs_agree_with_scipy(values):
+    ours = sign_flip_p_value(values)
+    flip = stats.permutation_test(
+        (np.array(values),), np.mean, permutation_type="samples", alternative="greater",
+        n_resamples=np.inf,
+    )  # fmt: skip
+    assert ours == pytest.approx(flip.pvalue, abs=1e-9)
+    assert ours >= 2.0 ** -len(values)
+
+
+def test_noninferiority_is_students_t():
+    losses, margin = [0.004, -0.002, 0.001], 0.01
+    expected = stats.ttest_1samp(losses, margin, alternative="less").pvalue
+    assert noninferior_p_value(losses, margin) == pytest.approx(expected)
+    assert noninferior_p_value([0.02, 0.02], margin) == 1.0
+
+
+def test_a_rising_row_is_not_falling():
+    assert falling_p_value([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]) == pytest.approx(1.0)
+
+
+def test_relabelling_counts_the_groups():
+    values = {"a": 3.0, "b": 2.0, "c": 0.0, "d": 0.0}
+    mean = lambda group: float(np.mean([values[name] for name in group]))  # noqa: E731
+    assert labels_p_value("abcd", "ab", mean) == pytest.approx(1 / 6)
+
+
+def test_reached_is_never_zero():
+    assert reached_p_value(9.0, np.zeros(1999)) == 1 / 2000
+
+
+def test_drawn_overlaps_have_the_exact_moments():
+    pairs = [Pair("a", "b"), Pair("c", "d")]
+    d, modules = 24, 3
+    draws = first_overlap_draws(pairs, modules, d)
+    one = stats.beta(0.5, (d - 1) / 2)
+    count = modules * len(pairs)
+    assert draws.mean() == pytest.approx(1 / d, abs=5 * one.std() / (count * len(draws)) ** 0.5)
+    assert draws.std() == pytest.approx(one.std() / count**0.5, rel=0.1)
+
+
+def test_rest_of_equal_spaces_is_contained_and_of_random_ones_is_not(rng):
+    basis = haar(64, 8, rng)
+    assert rest_beyond_chance(phi_grid(basis.T @ basis).numpy(), 64) == pytest.approx(1.0)
+    drawn = [
+        rest_beyond_chance(phi_grid(haar(64, 8, rng).T @ haar(64, 16, rng)).numpy(), 64)
+        for _ in range(60)
+    ]
+    assert np.mean(drawn) == pytest.approx(0, abs=0.02)
+
+
+def test_only_the_first_direction_in_common_leaves_no_rest(rng):
+    d = 64
+    whole = haar(d, 15, rng)
+    one, other = whole[:, :8], torch.cat([whole[:, :1], whole[:, 8:]], dim=1)
+    grid = phi_grid(one.T @ other).numpy()
+    assert grid[0, 0] == pytest.approx(1.0)
+    assert rest_beyond_chance(grid, d) == pytest.approx(-(7 / d) / (1 - 7 / d))
+
+
+def evidence(**fields):
+    return Evidence(claim="c", statistic="s", n=3, **fields)
+
+
+def test_rules():
+    table = judged(
+        [
+            evidence(p=0.01, rule=Rule.BEYOND, agrees=True),
+            evidence(p=0.4, rule=Rule.BEYOND, agrees=True),
+            evidence(p=0.01, rule=Rule.BEYOND, agrees=False),
+            evidence(p=0.125, agrees=True),
+            evidence(p=0.5, rule=Rule.CHANCE, agrees=True),
+            evidence(p=1e-4, rule=Rule.CHANCE, agrees=True),
+            untested("c", "s", "no runs"),
+        ]
+    )
+    assert table.held.tolist() == [True, False, False, True, True, False, pd.NA]
+    assert table.p_adjusted.isna().tolist() == [False] * 4 + [True] * 3
+    assert table.p_adjusted[0] == pytest.approx(0.02)  # of four tests, two have 0.01
+
+
+def test_one_unit_alone_shows_no_effect():
+    table = judged([Evidence(claim="c", statistic="s", agrees=True, p=0.5, n=1)])
+    assert table.held.isna().all()
+
+
+def held(table, words):
+    rows = table[[all(word in claim for word in words) for claim in table.claim]]
+    assert len(rows), words
+    return rows.held.tolist()
+
+
+def test_planted_top_directions_are_shared_and_nothing_else(tmp_path, rng):
+    scores = {
+        (rank, s): {"token_accuracy": 0.9 + s / 1e4} for rank in (1, 4, 8, 0) for s in range(3)
+    }
+    scores |= {(2, s): {"token_accuracy": 0.5 + s / 1e3} for s in range(3)}
+    runs = Runs(experiment(tmp_path, rng, scores=scores))
+    assert runs.ranks == (2, 8)
+    table = claims(runs)
+    assert set(held(table, ["share the top direction"])) == {True}
+    assert set(held(table, ["exceeds 0.5"])) == {True}
+    assert held(table, ["same norms", "random"]) == [True]
+    assert held(table, ["r = 4 as good as r = 8", "sql"]) == [True]
+    assert set(held(table, ["shuffled"])) == {pd.NA}
+    content = as_json(table)
+    assert json.loads(json.dumps(content, allow_nan=False))["rows"][0]["claim"]
+    assert {row["held"] for row in content["rows"]} >= {True, None}
+    assert set(shown(table).held) <= {"held", "not held", "not tested"}
+
+
+def test_random_runs_hold_none_of_it(tmp_path, rng):
+    scores = {(rank, s): {"token_accuracy": 0.5 + s / 1e3} for rank in (1, 2, 4) for s in range(3)}
+    runs = Runs(experiment(tmp_path, rng, shared=False, scores=scores))
+    table = claims(runs)
+    assert not any(held(table, ["share the top direction"]))
+    assert not any(held(table, ["exceeds 0.5"]))
+    assert held(table, ["r = 4 as good as r = 8", "sql"]) == [False]
+    assert not any(held(table, ["amplifies directions that"]))
+
+
+def test_controls_with_one_start_and_with_shuffled_labels(tmp_path, rng):
+    index = experiment(tmp_path, rng, ranks=(2, 8), seeds=(0, 1))
+    rows = [index]
+    alike = index[index.name == "sql-qv-r8-s0"].assign(name="sql-qv-r8-s1-init0", seed=1)
+    write_adapter(tmp_path / "shuffled", 8, rng)
+    other = row("sql-qv-r8-s0-shuffled", tmp_path / "shuffled", rank=8, labels="shuffled")
+    runs = Runs(pd.concat([*rows, alike, pd.DataFrame([other])], ignore_index=True))
+    table = claims(runs)
+    assert held(table, ["started alike"]) == [True]
+    found = table[table.claim.str.contains("shuffled")].iloc[0]
+    assert found.value < found.control
+    assert found.chance == pytest.approx(8 / D)
+
+
+def test_with_nothing_but_a_base_and_one_adapter_nothing_is_dropped(tmp_path, rng):
+    index = experiment(tmp_path, rng, ranks=(2,), seeds=(0,))
+    full = claims(Runs(experiment(tmp_path / "more", rng)))
+    few = claims(Runs(index))
+    assert len(few) == len(full)
+    assert few.held.isna().sum() > 15
+    assert all(says.startswith("not tested") for says in few.says[few.n == 0])
+
+
+def test_runs_need_a_base(tmp_path, rng):
+    index = experiment(tmp_path, rng, ranks=(2,), seeds=(0,))
+    with pytest.raises(SourceError, match="no base"):
+        Runs(index[index.method != "pre-training"])
+    assert math.isclose(float(Runs(index).base.loss), 1.5)
