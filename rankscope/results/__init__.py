@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rankscope.results.base import (
     FIGURE_SUFFIXES,
+    REPORT_SUFFIXES,
     TABLE_SUFFIXES,
     Result,
     provenance,
@@ -17,6 +18,7 @@ from rankscope.results.spectrum import SpectrumResult
 
 __all__ = [
     "FIGURE_SUFFIXES",
+    "REPORT_SUFFIXES",
     "TABLE_SUFFIXES",
     "Advice",
     "ExtractResult",
