@@ -10,7 +10,7 @@ import pandas as pd
 from rankscope.analysis.amplification import AmplificationResult
 from rankscope.analysis.compare import CompareResult
 from rankscope.analysis.intruders import IntrudersResult
-from rankscope.analysis.verdicts import summaries
+from rankscope.analysis.verdicts import MOSTLY, summaries
 from rankscope.reporting.document import Card
 from rankscope.reporting.nulls import with_random
 from rankscope.reporting.numbers import rounded, short_name
@@ -21,7 +21,6 @@ __all__ = ["cards_of"]
 
 _CLEARLY_LOWER = 0.9  # of what a random update has
 _CLEARLY_ABOVE = 3.0  # standard deviations
-_MORE = "the others"
 
 
 def cards_of(source: str, result: Result) -> Iterator[Card]:
@@ -57,7 +56,8 @@ def _effective(subject: str, live: pd.DataFrame) -> Card:
     verb = "holds" if directions == "1 direction" else "hold"
     words = f"The effective rank is {middle} in the median module ({low} to {high} over all), "
     words += f"and {directions} {verb} 90 % of its energy. "
-    words += f"{_some(lower, len(live))} clearly lower than a random update of the same form."
+    words += f"{_some(lower, len(live), 'is', 'are')} clearly lower than a random update of the "
+    words += "same form."
     null = f"Random updates: {rounded(live.random_effective.median(), '1')}, with 90 % of the "
     null += f"energy in {_count(live.random_energy_90.median(), 'direction')}."
     tone = "beyond" if 2 * lower > len(live) else "within"
@@ -69,8 +69,9 @@ def _above_storage(subject: str, live: pd.DataFrame) -> Card:
     none = int((above == 0).sum())
     dtypes = " and ".join(dict.fromkeys(live.stored_dtype))
     words = f"In the median module {_count(above.median(), 'direction')} rise above the rounding "
-    words += f"of the stored {dtypes} numbers, which holds {rounded(live.noise_share.median(), 'share')} "
-    words += f"of the energy. {_some(none, len(live))} below it altogether."
+    words += f"of the stored {dtypes} numbers, which holds "
+    words += f"{rounded(live.noise_share.median(), 'share')} of the energy. "
+    words += f"{_some(none, len(live), 'lies', 'lie')} below it altogether."
     null = "The null is that rounding itself: no direction above it."
     counted = live.numerical_rank.dropna()
     if len(counted):
@@ -86,63 +87,91 @@ def _of(table: pd.DataFrame) -> str:
 
 def _similarity(result: SimilarityResult) -> Iterator[Card]:
     table = result.table
-    a, b = (short_name(name, 30) for name in result.names)
     for summary in summaries(table.assign(kind="all")):
         rows = table[(table.side == summary["side"]) & table.phi_full.notna()]
         words = _sentence(summary["verdict"])
+        for letter, name in zip("AB", result.names, strict=True):
+            words = words.replace(f" {letter}'s ", f" {short_name(name, 30)}'s ")
+        null = f"Random subspaces of the same sizes: {rounded(rows.chance_full.median(), '2')}."
         unreferenced = rows.floor.isna().all() and summary["above_chance"]
-        null = f"Random subspaces of the same sizes: {rounded(rows.chance_full.median(), '3')}."
         null += " Unrelated tasks on one base are above that too." if unreferenced else ""
         value = rounded(rows.phi_full.median(), "2")
-        subject = f"{a} and {b}, {SIDES[summary['side']]} side"
         tone = "beyond" if 2 * summary["above_chance"] > len(rows) else "within"
-        if (rows.shared_init_suspected.fillna(False)).any():
-            tone = "caution"
-        yield Card(subject, value, "φ", words, null, tone)
+        tone = "caution" if _void(rows) else tone
+        yield Card(f"Shared directions, {SIDES[summary['side']]} side", value, "φ", words, null, tone)
+
+
+def _void(rows: pd.DataFrame) -> bool:
+    """Whether most of what a side shows is how the runs began."""
+    same = rows.shared_init_suspected.fillna(False).astype(bool)
+    start = rows[["init_residue_a", "init_residue_b"]].max(axis=1) >= MOSTLY
+    return bool((same | start).mean() > 0.5)
 
 
 def _compare(result: CompareResult) -> Iterator[Card]:
+    if "cosine" in result.table:
+        yield from _whole(result)
     if "phi" not in result.table:
         return
     for side, rows in result.table.groupby("side", sort=False):
         pairs = rows.groupby(["a", "b"], sort=False)[["phi", "chance"]].mean().dropna()
-        if pairs.empty:
-            continue
-        over = pairs.phi - pairs.chance
-        words = f"Closest to each other are {_pair(pairs, over.idxmax())}; "
-        words += f"farthest apart are {_pair(pairs, over.idxmin())}."
-        words = words if len(pairs) > 1 else f"{_pair(pairs, over.idxmax())}."
-        shared = result.shared[result.shared.side == side].directions.dropna()
-        if len(shared):
-            common = _count(float(shared.astype(float).median()), "direction")
-            words += f" All have {common} in common beyond chance in the median module."
-        null = f"Random subspaces of the same sizes: {_range(pairs.chance)}."
-        yield Card(
-            f"{len(result.names)} sources, {SIDES[str(side)]} side",
-            rounded(pairs.phi.mean(), "2"),
-            "mean φ",
-            words,
-            null,
-            "beyond" if (pairs.phi > 2 * pairs.chance).mean() > 0.5 else "within",
-        )
+        if len(pairs):
+            shared = result.shared[result.shared.side == side].directions.dropna()
+            yield _pairs(f"{len(result.names)} sources in pairs, {SIDES[str(side)]} side", pairs, shared)
 
 
-def _pair(pairs: pd.DataFrame, names: Any) -> str:
-    row = pairs.loc[names]
-    a, b = (short_name(str(name), 30) for name in names)
-    return f"{a} and {b} (φ {rounded(row.phi, '2')}, by chance {rounded(row.chance, '2')})"
+def _whole(result: CompareResult) -> Iterator[Card]:
+    pairs = result.table.groupby(["a", "b"], sort=False).cosine.mean().dropna()
+    if pairs.empty:
+        return
+    words = f"Most alike as whole updates are {_pair(pairs.idxmax())}, with a cosine of "
+    words += f"{rounded(pairs.max(), '2')}"
+    if len(pairs) > 1:
+        words += f"; least {_pair(pairs.idxmin())}, with {rounded(pairs.min(), '2')}"
+    subject = f"{len(result.names)} sources in pairs, whole updates"
+    null = "Updates that have nothing in common: about 0."
+    value = rounded(pairs.mean(), "2")
+    yield Card(subject, value, "mean cosine", f"{words}.", null, _tone(pairs.mean() > 0.1))
+
+
+def _pairs(subject: str, pairs: pd.DataFrame, shared: pd.Series[Any]) -> Card:
+    ends = [pairs.loc[pairs.phi.idxmin()], pairs.loc[pairs.phi.idxmax()]]
+    low, high = (
+        f"{rounded(end.phi, '2')} ({_pair(end.name)}; by chance {rounded(end.chance, '2')})"
+        for end in ends
+    )
+    words = f"φ lies between {low} and {high}. " if len(pairs) > 1 else f"φ is {high}. "
+    if len(shared):
+        common = rounded(float(shared.astype(float).median()), "count")
+        words += f"In the median module {common} directions are common to more sources than "
+        words += "chance allows."
+    null = f"Random subspaces of the same sizes: {_range(pairs.chance)}. Of unequal ranks φ is "
+    null += "containment: it grows with the larger."
+    tone = _tone((pairs.phi > 2 * pairs.chance).mean() > 0.5)
+    return Card(subject, rounded(pairs.phi.mean(), "2"), "mean φ", words, null, tone)
+
+
+def _tone(beyond: bool) -> str:
+    return "beyond" if beyond else "within"
+
+
+def _pair(names: Any) -> str:
+    return " and ".join(short_name(str(name), 30) for name in names)
 
 
 def _amplification(source: str, table: pd.DataFrame) -> Iterator[Card]:
     for k, rows in table[table.excess.notna()].groupby("k", sort=False):
         above = int((rows.z > _CLEARLY_ABOVE).sum())
-        words = f"The first {_count(float(str(k)), 'direction')} of ΔW meet {rounded(rows.excess.median(), '2')} times "
-        words += f"as much of W as random ones ({_range(rows.excess)} over all modules). "
-        words += f"{_some(above, len(rows))} more than {_CLEARLY_ABOVE:g} standard deviations above chance."
-        null = f"By chance 1. The paper's amplification is {rounded(rows.amplification.median(), '1')}, "
-        null += f"{rounded(rows.amplification_random.median(), '1')} for random directions."
+        words = f"W is {rounded(rows.excess.median(), '2')} times as large along the first "
+        words += f"{_count(float(str(k)), 'direction')} of ΔW as along random ones "
+        words += f"({_range(rows.excess)} over all modules). "
+        words += f"{_some(above, len(rows), 'lies', 'lie')} more than {_CLEARLY_ABOVE:g} standard "
+        words += "deviations above chance."
+        null = "By chance 1. The paper's amplification factor is "
+        null += f"{rounded(rows.amplification.median(), '1')}, where random directions give "
+        null += f"{rounded(rows.amplification_random.median(), '1')}."
         tone = "beyond" if 2 * above > len(rows) else "within"
-        subject = f"W along {short_name(source, 40)}"
+        subject = f"W along the directions of {short_name(source, 40)}"
         yield Card(subject, rounded(rows.excess.median(), "2"), "× chance", words, null, tone)
 
 
@@ -150,9 +179,10 @@ def _intruders(source: str, table: pd.DataFrame) -> Iterator[Card]:
     for (k, epsilon), rows in table.groupby(["k", "epsilon"], sort=False):
         hit = rows[rows.intruders > 0].module.nunique()
         of = rows.module.nunique()
-        words = f"{_some(hit, of)} with leading directions of W + ΔW that resemble none of W's "
-        words += f"(largest cosine below {epsilon:g}). Of these directions "
-        words += f"{int(rows.below_chance.sum())} of {int(rows.intruders.sum())} are no closer to W than random ones."
+        words = f"{_some(hit, of, 'has', 'have')} leading directions of W + ΔW that resemble none "
+        words += f"of W's (largest cosine below {epsilon:g}). "
+        words += f"{int(rows.below_chance.sum())} of {int(rows.intruders.sum())} such directions "
+        words += "are no closer to W than random ones."
         null = f"99 % of random directions stay below {_range(rows.chance_99)}, "
         null += f"1 % below {_range(rows.epsilon_chance)}."
         tone = "beyond" if rows.below_chance.sum() else "within"
@@ -170,13 +200,13 @@ def _count(number: float, noun: str) -> str:
     return f"{rounded(float(number), 'count')} {noun}{'' if number == 1 else 's'}"
 
 
-def _some(number: int, of: int) -> str:
+def _some(number: int, of: int, one: str, many: str) -> str:
     """Return how many of all modules, as the subject and verb of a sentence."""
     if not number:
-        return "No module is" if of > 1 else "The module is not"
+        return f"No module {one}"
     if number == of:
-        return f"All {of} modules are" if of > 1 else "The module is"
-    return f"{number} of {of} modules {'is' if number == 1 else 'are'}"
+        return f"All {of} modules {many}" if of > 1 else f"The one module {one}"
+    return f"{number} of {of} modules {one if number == 1 else many}"
 
 
 def _sentence(clauses: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -23,6 +23,7 @@ _TITLES = {
     "similarity": "The directions of", "compare": "Comparison of",
     "amplification": "Amplification of", "intruders": "New directions of",
 }  # fmt: skip
+_FIRST = ("similarity", "compare")  # what was asked where several sources were given
 _READ = ("update", "weight")
 
 
@@ -44,17 +45,20 @@ def compose(
         The tensors of every source that are no update.
     """
     where = directory(findings, names)
-    results = [one.result for one in findings]
     commands = list(dict.fromkeys(one.command for one in findings))
     measured = [name for name in where.sources if name]
     return Document(
         title=_title(findings, measured),
         subtitle=_subtitle(findings, len(where.names)),
-        cards=[card for one in findings for card in cards_of(one.source, one.result)],
+        cards=[
+            card
+            for one in sorted(findings, key=lambda one: one.command not in _FIRST)
+            for card in cards_of(one.source, one.result)
+        ],
         sections=list(sections_of(findings, where)),
         sources=measured,
         groups=list(groups_of(findings, where)),
-        notes=list(dict.fromkeys(note for result in results for note in _noted(result.notes))),
+        notes=list(_notes(findings, measured)),
         failures=_failures(findings),
         unread=list(_unread(findings, unread or {})),
         provenance=list(_provenance(findings)),
@@ -65,7 +69,7 @@ def compose(
 def _title(findings: Sequence[Finding], sources: Sequence[str]) -> str:
     shown = [short_name(name, 48) for name in sources]
     listed = shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
-    listed = listed if len(shown) <= 3 else f"{', '.join(shown[:2])} and {len(shown) - 2} more"
+    listed = listed if len(listed) <= 64 or len(shown) <= 3 else f"{', '.join(shown[:2])} and {len(shown) - 2} more"
     kinds = {one.command for one in findings}
     return f"{_TITLES.get(findings[0].command, 'Report on')} {listed}" if len(kinds) == 1 else listed
 
@@ -85,8 +89,21 @@ def _sizes(findings: Sequence[Finding]) -> Iterator[str]:
         yield f"matrices of {' to '.join(f'{end:,}' for end in dict.fromkeys(ends))}"
 
 
-def _noted(notes: Iterable[str]) -> Iterator[str]:
-    return (f"{note[:1].upper()}{note[1:]}" for note in notes if note)
+def _notes(findings: Sequence[Finding], sources: Sequence[str]) -> Iterator[str]:
+    """Yield every note once, after the names of the sources that it is about."""
+    about: dict[str, list[str]] = {}
+    for one in findings:
+        for note in one.result.notes:
+            name, colon, text = note.partition(": ")
+            named = colon and name in sources
+            whose = [name] if named else list(one.sources) if len(one.sources) == 1 else []
+            about.setdefault(text if named else note, []).extend(whose)
+    for text, names in about.items():
+        distinct = list(dict.fromkeys(names))
+        if not distinct or len(distinct) == len(sources):
+            yield f"{text[:1].upper()}{text[1:]}"
+        else:
+            yield f"{', '.join(short_name(name, 40) for name in distinct)}: {text}"
 
 
 def _failures(findings: Sequence[Finding]) -> list[dict[str, Any]]:
@@ -126,6 +143,8 @@ def _provenance(findings: Sequence[Finding]) -> Iterator[Table]:
         for role, records in one.result.provenance.get("inputs", {}).items()
         for record in records
     ]
+    for one in of_command(findings, "info"):
+        yield frame_table(one.result.shown(), "info", "Sources")
     known = {record.get("path"): record for record in reversed(files)}
     if known:
         rows = [_file(record) for record in known.values()][::-1]

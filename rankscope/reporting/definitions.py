@@ -114,10 +114,11 @@ _RANK = {
     "stored_dtype": _D("stored as", "The precision that the numbers really have."),
     "state": _D("state", "ok, zero (untrained), below_noise, or collapsed: the first of several "
                 "possible directions holds more than 99 % of the energy."),
-    "random_effective": _D("of random ones", "The effective rank of an update without structure "
+    "random_effective": _D("random effective rank", "The effective rank of an update without structure "
                            "of the same form: B·A with independent Gaussian entries, or a full "
                            "matrix of them. It is the null of the rank measures.", "", "1"),
-    "random_energy_90": _D("of random ones", "The same null for 90 % of the energy.", "", "count"),
+    "random_energy_90": _D("random 90 % energy", "The same null for 90 % of the energy.", "",
+                           "count"),
 }  # fmt: skip
 
 _SPECTRUM = {
@@ -181,10 +182,11 @@ _COMPARE = {
     "mean_cosine": _D("mean cosine", "Of the principal angles.", "", "3"),
     "cka": _D("CKA", "Linear centred kernel alignment, without the centring.", "", "3"),
     "sources": _D("sources", form="count"),
-    "directions": _D("common to all", "The number of directions that all sources share beyond "
-                     "chance.", "", "count"),
+    "directions": _D("common directions", "The number of directions that are common to more of "
+                     "the sources than chance allows once in a thousand draws.", "", "count"),
     "interference": _D("interference", "How much the sources would disturb each other if they "
-                       "were added: 0 where they are orthogonal, 1 where they are equal.", "",
+                       "were added, in units of as many equal ones: 0 where they are orthogonal; "
+                       "those that share in part can pass 1.", "",
                        "2"),
 }  # fmt: skip
 
@@ -194,13 +196,13 @@ _AMPLIFICATION = {
     "relative_norm": _RANK["relative_norm"],
     "projection_update": _D("‖UᵀWV‖ of ΔW", "How much of W lies along ΔW's directions.",
                             "‖UᵀWV‖", "norm"),
-    "projection_weight": _D("of W", "The same for W's own first directions: the most possible.",
+    "projection_weight": _D("‖UᵀWV‖ of W", "The same for W's own first directions: the most possible.",
                             "", "norm"),
-    "projection_random": _D("of random ones", "The same for random directions.",
+    "projection_random": _D("‖UᵀWV‖ of random", "The same for random directions.",
                             "k‖W‖ / √(out·in)", "norm"),
     "amplification": _D("amplification", "The LoRA paper's factor. Large for small k by chance "
                         "alone.", "‖ΔW‖ / ‖UᵀWV‖", "1"),
-    "amplification_random": _D("of random ones", "The factor that an update of the same norm "
+    "amplification_random": _D("random amplification", "The factor that an update of the same norm "
                                "has along random directions.", "", "1"),
     "excess": _D("excess", "How much more of W lies along ΔW's directions than along random "
                  "ones; 1 by chance.", "‖UᵀWV‖ / chance", "2"),

@@ -40,11 +40,12 @@ class Card:
 
 @dataclass(frozen=True)
 class Column:
-    """A table's column; numbers stand to the right."""
+    """A table's column; numbers stand to the right, `wide` text is broken into lines."""
 
     label: str
     title: str = ""
     numeric: bool = False
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Part:
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
     maps: Sequence[Map] = ()
+    charts: Sequence[Chart] = ()
     folded: bool = False
 
 
@@ -123,13 +125,15 @@ class Grid:
 
 @dataclass(frozen=True)
 class Chart:
-    """Spectra of one module on a logarithmic axis: (source's number, path) pairs."""
+    """Spectra on a logarithmic axis: (source's number, path) pairs, over a band if any."""
 
     lines: Sequence[tuple[int, str]]
     top: str
     bottom: str
     last: str
     label: str
+    caption: str = "Singular values, logarithmic"
+    band: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ class Module:
     anchor: str
     name: str
     brief: str
-    facts: Sequence[tuple[str, str, Sequence[Cell]]]
+    facts: Sequence[tuple[str, Sequence[Cell]]]
     chart: Chart | None
     grids: Sequence[Grid]
     words: Sequence[str]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rankscope.reporting.document import Chart
 from rankscope.reporting.numbers import rounded
 
-__all__ = ["HEIGHT", "WIDTH", "LEVELS", "chart", "palette", "png"]
+__all__ = ["HEIGHT", "LEVELS", "WIDTH", "band", "chart", "palette", "png"]
 
 WIDTH, HEIGHT = 240, 96
 LEVELS = 48  # colours of a φ grid
@@ -52,9 +52,39 @@ def _path(s: NDArray[np.float64], longest: int, low: float, high: float) -> str:
     at = np.unique(np.linspace(0, kept - 1, min(kept, _POINTS)).round().astype(int))
     x = WIDTH * at / max(longest - 1, 1)
     y = HEIGHT * (high - np.log10(s[at])) / ((high - low) or 1.0)
-    points = [f"{a:.4g} {b:.4g}" for a, b in zip(x, y, strict=True)]
     # A single point has no length; a round cap makes it a dot.
-    return f"M{'L'.join(points)}" if len(points) > 1 else f"M{points[0]}h0"
+    return _through(x, y) if len(x) > 1 else f"{_through(x, y)}h0"
+
+
+def _through(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
+    """Return the path through points, in tenths."""
+    # Adding 0 turns -0 into 0.
+    pairs = zip((x.round(1) + 0.0).tolist(), (y.round(1) + 0.0).tolist(), strict=True)
+    return "M" + "L".join(f"{a:g} {b:g}" for a, b in pairs)
+
+
+def band(spectra: Sequence[Any], caption: str) -> Chart | None:
+    """Return the spectra of many modules in units of their largest: median, and all in a band.
+
+    As far as all of them go, without what is zero. None where nothing is left.
+    """
+    live = [np.asarray(s, dtype=np.float64) for s in spectra]
+    live = [s / s[0] for s in live if len(s) and s[0] > 0]
+    if not live:
+        return None
+    longest = min(len(s) for s in live)
+    stack = np.array([s[:longest] for s in live]).clip(_DEEPEST)
+    at = np.unique(np.linspace(0, longest - 1, min(longest, _POINTS)).round().astype(int))
+    low = math.log10(float(stack.min()))
+    x = WIDTH * at / max(longest - 1, 1)
+    least, middle, most = (
+        HEIGHT * np.log10(level[at]) / (low or -1.0)
+        for level in (stack.min(0), np.median(stack, axis=0), stack.max(0))
+    )
+    outline = _through(np.concatenate([x, x[::-1]]), np.concatenate([most, least[::-1]]))
+    bottom = rounded(10**low, "norm")
+    words = f"Singular values of {caption} over the largest: median and range, 1 to {bottom}"
+    return Chart([(0, _through(x, middle))], "1", bottom, str(longest), words, caption, outline)
 
 
 def png(grid: Any, step: int = 1) -> str:

@@ -15,25 +15,26 @@ from rankscope.reporting.definitions import definition
 from rankscope.reporting.document import Cell, Chart, Grid, Group, Module
 from rankscope.reporting.drawing import chart, png
 from rankscope.reporting.finding import Finding, Names, of_command
+from rankscope.reporting.nulls import with_random
 from rankscope.reporting.numbers import rounded, short_name
 from rankscope.reporting.tabular import SIDES, cell
 
 __all__ = ["Directory", "directory", "groups_of"]
 
 _MOST_CELLS = 400_000  # of all φ grids together; larger ones are drawn every second cell
-_RANK_FACTS = (
-    "ceiling", "effective_rank", "stable_rank", "participation_rank", "energy_entropy_rank",
+_FACTS = {
+    "rank": (
+    "ceiling", "effective_rank", "random_effective", "stable_rank", "participation_rank", "energy_entropy_rank",
     "nuclear_rank", "energy_rank_90", "energy_rank_95", "energy_rank_99", "top1_energy",
     "numerical_rank", "rank_above_noise", "noise_share", "noise_gain", "unchanged_fraction",
     "bulk_edge_rank", "hard_threshold_rank", "frobenius", "spectral", "relative_norm",
     "base_cosine", "relative_rank_1", "rank_above_base", "stored_dtype", "state",
-)  # fmt: skip
-_OTHER_FACTS = {
+    ),
     "amplification": ("excess", "z", "amplification", "amplification_random"),
     "intruders": ("intruders", "below_chance", "intruder_energy_share"),
     "resize": ("rank_before", "rank_after", "energy_kept", "relative_error"),
     "extract": ("rank_after", "energy_kept", "relative_error"),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,9 @@ def directory(findings: Sequence[Finding], names: Names | None = None) -> Direct
 def groups_of(findings: Sequence[Finding], where: Directory) -> Iterator[Group]:
     """Yield the modules of every layer, those outside of all layers last."""
     rows = [(one, _rows(one)) for one in findings if one.command != "info"]
-    step = _step(findings)
+    step, shared = _step(findings), _shared(findings)
     described = [
-        _Described(name, own, f"m{n}", rows, where.sources, step).module()
+        _Described(name, own, f"m{n}", rows, where.sources, step, shared).module()
         for n, (name, own) in enumerate(where.names.items(), 1)
     ]
     layers = sorted(described, key=lambda module: _layer(module.name))
@@ -98,11 +99,16 @@ def _layer(name: str) -> float:
     return math.inf if number is None else float(number)
 
 
-def _rows(one: Finding) -> dict[str, pd.DataFrame]:
+def _rows(one: Finding) -> dict[str, list[Any]]:
+    """Return the rows of every module, as tuples with names: frames of one row are slow."""
     table = one.result.table
     if "module" not in table:
         return {}
-    return {str(name): rows for name, rows in table.groupby("module", sort=False)}
+    table = with_random(table) if one.command == "rank" else table
+    found: dict[str, list[Any]] = {}
+    for row in table.itertuples(index=False):
+        found.setdefault(row.module, []).append(row)
+    return found
 
 
 def _step(findings: Sequence[Finding]) -> int:
@@ -119,94 +125,85 @@ class _Described:
     name: str
     own: Mapping[str, str]
     anchor: str
-    rows: Sequence[tuple[Finding, Mapping[str, pd.DataFrame]]]
+    rows: Sequence[tuple[Finding, Mapping[str, list[Any]]]]
     sources: Sequence[str]
     step: int
+    shared: Mapping[str, list[Any]]
 
     def module(self) -> Module:
-        grids = list(self._grids())
-        facts = [fact for fact in self._facts() if any(c.text != "–" for c in fact[2])]
+        grids = [_grid(row, self.step) for row in self._similarities() if row.phi.size]
+        facts = [fact for fact in self._facts() if any(c.text != "–" for c in fact[1])]
         words = list(self._words())
         return Module(self.anchor, self.name, self._brief(), facts, self._chart(), grids, words)
 
-    def _of(self, command: str) -> Iterator[tuple[Finding, pd.DataFrame]]:
+    def _of(self, command: str) -> Iterator[tuple[Finding, list[Any]]]:
         """Yield this module's rows in every finding of a command."""
         for one, rows in self.rows:
-            if one.command != command:
-                continue
             alone = len(one.sources) == 1
             name = self.own.get(one.sources[0]) if alone else self.name
-            if name is not None and name in rows:
+            if one.command == command and name is not None and name in rows:
                 yield one, rows[name]
 
-    def _facts(self) -> Iterator[tuple[str, str, list[Cell]]]:
-        ranks = {one.source: rows.iloc[0] for one, rows in self._of("rank")}
-        for column in _RANK_FACTS if ranks else ():
-            yield self._fact("rank", column, column, ranks, "")
-        for command, columns in _OTHER_FACTS.items():
-            found = {one.source: rows for one, rows in self._of(command)}
-            labels = {label for rows in found.values() for label in _labelled(rows)}
-            for label in sorted(labels):
-                rows = {s: part for s, r in found.items() for k, part in _labelled(r).items() if k == label}
-                for column in columns:
-                    yield self._fact(command, column, f"{column}", rows, label)
+    def _similarities(self) -> Iterator[Any]:
+        return (row for _, rows in self._of("similarity") for row in rows)
+
+    def _facts(self) -> Iterator[tuple[str, list[Cell]]]:
+        for command, columns in _FACTS.items():
+            found = {one.source: _labelled(rows) for one, rows in self._of(command)}
+            labels = dict.fromkeys(label for rows in found.values() for label in rows)
+            for label in labels:
+                mine = {source: rows[label] for source, rows in found.items() if label in rows}
+                yield from (self._fact(command, column, mine, label) for column in columns)
 
     def _fact(
-        self, command: str, column: str, key: str, rows: Mapping[str, Any], label: str
-    ) -> tuple[str, str, list[Cell]]:
+        self, command: str, column: str, rows: Mapping[str, Any], label: str
+    ) -> tuple[str, list[Cell]]:
         found = definition(command, column)
         assert found is not None  # every fact that is listed is defined
         form = "norm" if found.form == "text" else found.form
-        cells = [
-            cell(rows[source][key], form) if source in rows else Cell("–")
-            for source in self.sources
-        ]
-        return f"{found.label}{label}", "", cells
+        values = (getattr(rows.get(source), column, None) for source in self.sources)
+        return f"{found.label}{label}", [cell(value, form) for value in values]
 
     def _chart(self) -> Chart | None:
-        numbers = {source: n for n, source in enumerate(self.sources)}
         spectra = {
-            numbers[one.source]: rows.iloc[0].singular_values
+            self.sources.index(one.source): rows[0].singular_values
             for one, rows in self._of("spectrum")
         }
         return chart(spectra, short_name(self.name, 60)) if spectra else None
 
-    def _grids(self) -> Iterator[Grid]:
-        for _, rows in self._of("similarity"):
-            for row in rows.itertuples():
-                if row.phi.size:
-                    yield _grid(row, self.step)
-
     def _words(self) -> Iterator[str]:
-        for _, rows in self._of("similarity"):
-            for row in rows.itertuples():
-                yield f"{SIDES[row.side].capitalize()} side: {row.verdict}."
-        for one, _ in self._of("compare"):
-            shared = getattr(one.result, "shared", pd.DataFrame())
-            for row in shared[shared.module == self.name].itertuples():
-                yield _common(row)
+        for row in self._similarities():
+            yield f"{SIDES[row.side].capitalize()} side: {row.verdict}."
+        yield from map(_common, self.shared.get(self.name, ()))
 
     def _brief(self) -> str:
-        parts = []
-        for one, rows in self._of("rank"):
-            parts.append(f"{rounded(rows.iloc[0].effective_rank, '1')} of {rows.iloc[0].ceiling}")
-        briefs = [f"effective rank {' / '.join(parts)}"] if 0 < len(parts) <= 2 else []
-        for _, rows in self._of("similarity"):
-            levels = (f"{SIDES[row.side]} {rounded(row.phi_full, '2')}" for row in rows.itertuples())
-            briefs.append(f"φ {', '.join(levels)}")
-        return " · ".join(briefs)
+        ranks = [rows[0] for _, rows in self._of("rank")]
+        levels = [f"{rounded(row.effective_rank, '1')} of {row.ceiling}" for row in ranks]
+        briefs = [f"effective rank {' / '.join(levels)}"] if 0 < len(levels) <= 2 else []
+        sides = [f"{SIDES[r.side]} {rounded(r.phi_full, '2')}" for r in self._similarities()]
+        return " · ".join([*briefs, *([f"φ {', '.join(sides)}"] if sides else [])])
 
 
-def _labelled(rows: pd.DataFrame) -> dict[str, Any]:
+def _shared(findings: Sequence[Finding]) -> dict[str, list[Any]]:
+    """Return what all sources share in every module."""
+    found: dict[str, list[Any]] = {}
+    for one in of_command(findings, "compare"):
+        for row in getattr(one.result, "shared", pd.DataFrame()).itertuples():
+            found.setdefault(row.module, []).append(row)
+    return found
+
+
+def _labelled(rows: Sequence[Any]) -> dict[str, Any]:
     """Return the rows of one module by what tells them apart: side, k, ε."""
-    keys = [name for name in ("side", "k", "epsilon") if name in rows]
-    words = {"side": lambda v: f"{SIDES.get(v, v)} side", "k": lambda v: f"k = {v}",
-             "epsilon": lambda v: f"ε = {v:g}"}  # fmt: skip
-    several = [name for name in keys if name != "epsilon" or rows[name].nunique() > 1]
-    return {
-        "".join(f", {words[name](row[name])}" for name in several): row
-        for row in rows.to_dict("records")
-    }
+    several = len({getattr(row, "epsilon", None) for row in rows}) > 1
+    labelled = {}
+    for row in rows:
+        side, k = getattr(row, "side", None), getattr(row, "k", None)
+        words = [f"{SIDES[side]} side"] if side else []
+        words += [f"k = {k}"] if k is not None else []
+        words += [f"ε = {row.epsilon:g}"] if several else []
+        labelled["".join(f", {word}" for word in words)] = row
+    return labelled
 
 
 def _grid(row: Any, step: int) -> Grid:
@@ -226,6 +223,6 @@ def _common(row: Any) -> str:
     if number == "–":
         return f"{side} side: subspaces of these sizes always meet."
     return (
-        f"{side} side: {number} directions common to all {row.sources} sources beyond chance, "
-        f"the first in common to {rounded(row.common[0], 'share')}."
+        f"{side} side: {number} directions are common to more of the {row.sources} sources than "
+        f"chance allows; the first lies in all of them to {rounded(row.common[0], 'share')}."
     )

@@ -20,7 +20,7 @@ def rounded(value: Any, form: str) -> str:
     Examples
     --------
     >>> rounded(0.12345, "3"), rounded(0.5, "share"), rounded(4.2e-21, "p"), rounded(None, "1")
-    ('0.123', '50 %', '4·10⁻²¹', '–')
+    ('0.123', '50 %', '10⁻²⁰', '–')
     """
     if undefined(value):
         return "–"
@@ -65,9 +65,12 @@ def _share(value: float) -> str:
 
 
 def _probability(value: float) -> str:
+    """Return two digits, of small ones the power of ten: more of it means nothing."""
     if value < _SMALLEST:
-        return "< 1·10⁻³⁰⁰"
-    return f"{value:.2g}" if value >= 1e-3 else _powers(value, 0)
+        return "< 10⁻³⁰⁰"
+    if value >= 1e-3:
+        return f"{value:.2g}"
+    return f"10{str(round(math.log10(value))).translate(_SUPERSCRIPTS)}"
 
 
 def exact(value: Any) -> str:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from rankscope.reporting.document import Figure, Map, Part, Section, Table
+from rankscope.reporting.document import Chart, Figure, Map, Part, Section, Table
+from rankscope.reporting.drawing import band
 from rankscope.reporting.finding import Finding, of_command
 from rankscope.reporting.modules import Directory
 from rankscope.reporting.nulls import with_random
-from rankscope.reporting.numbers import short_name
+from rankscope.reporting.numbers import rounded, short_name
 from rankscope.reporting.pictures import figure_of, map_of
 from rankscope.reporting.tabular import MANY, SIDES, by_kind, frame_table
 
@@ -67,6 +68,8 @@ _PAIR_COLUMNS = (
     "side", "a", "b", "phi", "chance", "cosine", "containment_a", "chance_a", "containment_b",
     "chance_b",
 )  # fmt: skip
+_STEPS = (0.1, 0.2, 0.5, 1.0)  # where the scale of a map of φ may end
+_PLAIN = 3  # clauses of a verdict that no reference and no random start enters
 _HIDDEN = {
     "amplification": ("layer", "expert"),
     "intruders": ("layer", "expert"),
@@ -94,20 +97,29 @@ def _similarity(findings: Sequence[Finding], where: Directory) -> Iterator[Part]
         summary = by_kind(
             table, "similarity", _SIMILARITY_SUMMARY, "By side and kind: median and range", "side"
         )
-        said = pd.DataFrame(getattr(one.result, "verdicts", ()))
-        words = [frame_table(said[["side", "kind", "verdict"]], "similarity", "In words")]
-        yield Part("", [summary, *(words if len(said) else [])], _figures(one), _phi_maps(table, where))
+        tables = [summary, *_in_words(getattr(one.result, "verdicts", ()))]
+        yield Part("", tables, _figures(one), _phi_maps(table, where))
         yield Part("", [_full(table, _SIMILARITY_COLUMNS, "similarity", where, None)])
+
+
+def _in_words(verdicts: Sequence[dict[str, Any]]) -> list[Table]:
+    """Return the verdicts of each kind where they say more than the numbers beside them."""
+    said = pd.DataFrame([one for one in verdicts if one["verdict"].count(";") != _PLAIN - 1])
+    if said.empty:
+        return []
+    shown = said[["side", "kind", "verdict"]]
+    return [frame_table(shown, "similarity", "In words, by kind", folded=len(shown) > 4)]
 
 
 def _phi_maps(table: pd.DataFrame, where: Directory) -> list[Map]:
     if table.module.nunique() <= MANY:
         return []
-    maps = [
-        map_of(rows, "phi_full", f"φ of all directions, {SIDES[str(side)]} side",
-               where.anchors(), most=1.0)
-        for side, rows in table.groupby("side", sort=False)
-    ]  # fmt: skip
+    most = next(step for step in _STEPS if step >= table.phi_full.max() or step == 1.0)
+    maps = []
+    for side, rows in table.groupby("side", sort=False):
+        ends = dict.fromkeys(rounded(end, "2") for end in rows.chance_full.agg(["min", "max"]))
+        title = f"φ of all directions, {SIDES[str(side)]} side; by chance {' to '.join(ends)}"
+        maps.append(map_of(rows, "phi_full", title, where.anchors(), most=most))
     return [one for one in maps if one is not None]
 
 
@@ -144,23 +156,31 @@ def _rank(findings: Sequence[Finding], where: Directory) -> Iterator[Part]:
         yield Part("", [_shown(alone, where)], _figures(alone))
 
 
-def _of_source(
-    one: Finding, spectrum: Finding | None, where: Directory, of: int
-) -> Part:
+def _of_source(one: Finding, spectrum: Finding | None, where: Directory, of: int) -> Part:
     table = with_random(one.result.table)
     sizes = table[["rows", "columns"]].itertuples(index=False)
     table = table.assign(shape=[f"{m:,} × {n:,}" for m, n in sizes])
     summary = by_kind(table, "rank", _RANK_SUMMARY, "By kind: median and range")
-    figures = [*_figures(one), *(_figures(spectrum) if spectrum else [])]
+    many = len(table) > MANY
+    figures = [*_figures(one), *(_figures(spectrum) if spectrum and not many else [])]
+    charts = list(_bands(spectrum.result.table)) if spectrum and many else []
     anchors = where.anchors(one.source)
     maps = []
-    if len(table) > MANY:
+    if many:
         title = "Effective rank, as a share of the ceiling"
         found = map_of(table, "effective_rank", title, anchors, most=table.ceiling.astype(float))
         maps = [found] if found is not None else []
     full = _full(table, _RANK_COLUMNS, "rank", where, one.source)
     tables = [full] if of > 1 else [summary, full]
-    return Part(short_name(one.source) if of > 1 else "", tables, figures, maps, folded=of > 2)
+    return Part(short_name(one.source) if of > 1 else "", tables, figures, maps, charts, of > 2)
+
+
+def _bands(table: pd.DataFrame) -> Iterator[Chart]:
+    """Yield the spectra of every kind in one chart: a figure of them all would be a thicket."""
+    for kind, rows in table.groupby("kind", sort=False):
+        drawn = band(list(rows.singular_values), f"{kind}, {len(rows)} modules")
+        if drawn is not None:
+            yield drawn
 
 
 def _plain(command: str) -> Any:

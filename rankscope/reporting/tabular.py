@@ -17,6 +17,7 @@ SIDES = {"right": "input", "left": "output"}
 # From so many modules on a table is folded behind its summary.
 MANY = 32
 
+_WIDE = 44  # characters of a cell that is broken into lines
 _NAMES = ("module", "source", "tensor", "a", "b", "path")
 
 
@@ -45,9 +46,11 @@ def frame_table(
 def _column(series: pd.Series[Any], name: str, command: str) -> Column:
     found = definition(command, name)
     numeric = _is_number(series) or (found is not None and found.form != "text")
+    wide = not numeric and max((len(str(value)) for value in series), default=0) > _WIDE
     if found is None:
-        return Column(name.replace("_", " "), "", numeric)
-    return Column(found.label, " ".join(filter(None, [found.words, found.formula])), numeric)
+        return Column(name.replace("_", " "), "", numeric, wide)
+    title = " ".join(filter(None, [found.words, found.formula]))
+    return Column(found.label, title, numeric, wide)
 
 
 def _writer(

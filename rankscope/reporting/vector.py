@@ -59,7 +59,7 @@ def _clean(element: ET.Element, prefix: str, used: set[str]) -> None:
         else:
             _clean(child, prefix, used)
     _attributes(element, prefix, used)
-    if element.tag in ("text", "tspan"):
+    if element.tag in ("text", "tspan") and (element.text or "").strip():
         element.text = printable(element.text or "")
     else:
         element.text = None

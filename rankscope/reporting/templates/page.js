@@ -3,11 +3,13 @@ for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
   const key = (row, at) => row.cells[at].title || row.cells[at].textContent;
   const number = (text) => {
-    const [, mantissa, power] = /^<?\s*(−?[\d.,]+(?:e[+-]?\d+)?)(?:·?10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+))?/.exec(text) || [];
+    const [, mantissa, times, power] = /^<?\s*([−-]?[\d.,]+(?:e[+-]?\d+)?)(·10)?([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)?/.exec(text) || [];
     if (mantissa === undefined) return NaN;
-    const digits = [...(power || "⁰")].map((c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹".indexOf(c) - 1);
+    const value = Number(mantissa.replace("−", "-").replaceAll(",", ""));
+    if (!power) return value;
+    const digits = [...power].map((c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹".indexOf(c) - 1);
     const exponent = digits.reduce((sum, d) => (d < 0 ? sum : 10 * sum + d), 0);
-    return Number(mantissa.replace("−", "-").replaceAll(",", "")) * 10 ** (digits[0] < 0 ? -exponent : exponent);
+    return (times ? value : 1) * 10 ** (digits[0] < 0 ? -exponent : exponent);
   };
   heads.forEach((head, at) => head.querySelector("button").addEventListener("click", () => {
     const down = head.getAttribute("aria-sort") === (head.className === "n" ? "descending" : "ascending");
