@@ -262,6 +262,6 @@ def definition(command: str, column: str) -> Definition | None:
 
 def definitions(commands: Iterable[str]) -> Iterator[Definition]:
     """Yield the definitions of all measures of some commands that need words, each once."""
-    listed = [_COMMON, *(_ALL.get(command, {}) for command in commands)]
-    found = [one for group in listed for one in group.values() if one.words]
-    yield from dict.fromkeys(found)
+    groups = [_ALL[command] for command in commands if command in _ALL]
+    listed = [*groups, _COMMON] if groups else []
+    yield from dict.fromkeys(one for group in listed for one in group.values() if one.words)
