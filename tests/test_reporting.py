@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import itertools
 import json
 import re
 from pathlib import Path
@@ -64,12 +65,14 @@ def test_it_is_well_formed(page):
 
 
 def _figures(page):
-    return len([a for _, a in page.all("svg") if "chart" not in a.get("class", "") and "role" in a])
+    return len(
+        [a for _, a in page.all("svg") if "chart" not in a.get("class", "") and "role" in a]
+    )
 
 
 def test_headings_skip_no_level(page):
     levels = [int(tag[1]) for tag, _ in page.all("h1", "h2", "h3", "h4")]
-    assert all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False))
+    assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
 
 
 def test_everything_has_an_accessible_name(page):
@@ -117,7 +120,9 @@ def test_every_module_and_row_is_there(page, report):
     assert len(described) == len(modules) == 4
     assert all(module in page.words for module in modules)
     for value in report["similarity"].table.phi_full:
-        assert any(attributes.get("title") == repr(float(value)) for _, attributes, _ in page.elements)
+        assert any(
+            attributes.get("title") == repr(float(value)) for _, attributes, _ in page.elements
+        )
     assert len(page.all("img")) == len(report["similarity"].table)
 
 
@@ -157,7 +162,9 @@ def test_markdown_has_its_figures_beside_it(report, tmp_path):
     text = (tmp_path / "x.md").read_text()
     named = re.findall(r"\]\((x_figures/[\w.-]+)\)", text)
     assert named
-    assert sorted(named) == sorted(f"x_figures/{p.name}" for p in (tmp_path / "x_figures").iterdir())
+    assert sorted(named) == sorted(
+        f"x_figures/{p.name}" for p in (tmp_path / "x_figures").iterdir()
+    )
     assert "## Verdicts" in text
     assert "| --- |" in text
 

@@ -117,7 +117,8 @@ def test_a_row_leads_to_its_module(browser, files):
 def test_the_policy_stops_what_would_be_put_into_the_page(browser, files):
     attack = """() => {
       window.stopped = [];
-      document.addEventListener("securitypolicyviolation", (e) => stopped.push(e.effectiveDirective));
+      const note = (event) => stopped.push(event.effectiveDirective);
+      document.addEventListener("securitypolicyviolation", note);
       const script = document.createElement("script");
       script.textContent = "window.pwned = 1";
       const image = document.createElement("img");

@@ -49,7 +49,9 @@ def _rank(source: str, table: pd.DataFrame) -> Card:
 
 
 def _effective(subject: str, live: pd.DataFrame) -> Card:
-    low, high = (rounded(end, "1") for end in (live.effective_rank.min(), live.effective_rank.max()))
+    low, high = (
+        rounded(end, "1") for end in (live.effective_rank.min(), live.effective_rank.max())
+    )
     lower = int((live.effective_rank < _CLEARLY_LOWER * live.random_effective).sum())
     directions = _count(live.energy_rank_90.median(), "direction")
     middle = rounded(live.effective_rank.median(), "1")
@@ -98,7 +100,9 @@ def _similarity(result: SimilarityResult) -> Iterator[Card]:
         value = rounded(rows.phi_full.median(), "2")
         tone = "beyond" if 2 * summary["above_chance"] > len(rows) else "within"
         tone = "caution" if _void(rows) else tone
-        yield Card(f"Shared directions, {SIDES[summary['side']]} side", value, "φ", words, null, tone)
+        yield Card(
+            f"Shared directions, {SIDES[summary['side']]} side", value, "φ", words, null, tone
+        )
 
 
 def _void(rows: pd.DataFrame) -> bool:
@@ -117,7 +121,9 @@ def _compare(result: CompareResult) -> Iterator[Card]:
         pairs = rows.groupby(["a", "b"], sort=False)[["phi", "chance"]].mean().dropna()
         if len(pairs):
             shared = result.shared[result.shared.side == side].directions.dropna()
-            yield _pairs(f"{len(result.names)} sources in pairs, {SIDES[str(side)]} side", pairs, shared)
+            yield _pairs(
+                f"{len(result.names)} sources in pairs, {SIDES[str(side)]} side", pairs, shared
+            )
 
 
 def _whole(result: CompareResult) -> Iterator[Card]:

@@ -69,9 +69,15 @@ def compose(
 def _title(findings: Sequence[Finding], sources: Sequence[str]) -> str:
     shown = [short_name(name, 48) for name in sources]
     listed = shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
-    listed = listed if len(listed) <= 64 or len(shown) <= 3 else f"{', '.join(shown[:2])} and {len(shown) - 2} more"
+    listed = (
+        listed
+        if len(listed) <= 64 or len(shown) <= 3
+        else f"{', '.join(shown[:2])} and {len(shown) - 2} more"
+    )
     kinds = {one.command for one in findings}
-    return f"{_TITLES.get(findings[0].command, 'Report on')} {listed}" if len(kinds) == 1 else listed
+    return (
+        f"{_TITLES.get(findings[0].command, 'Report on')} {listed}" if len(kinds) == 1 else listed
+    )
 
 
 def _subtitle(findings: Sequence[Finding], modules: int) -> str:
@@ -111,9 +117,7 @@ def _failures(findings: Sequence[Finding]) -> list[dict[str, Any]]:
             for one in findings for failure in one.result.failures]  # fmt: skip
 
 
-def _unread(
-    findings: Sequence[Finding], unread: Mapping[str, Sequence[str]]
-) -> Iterator[Table]:
+def _unread(findings: Sequence[Finding], unread: Mapping[str, Sequence[str]]) -> Iterator[Table]:
     """Yield the tensors that are no update: with what they are where that was looked up."""
     listed = [getattr(one.result, "tensors", None) for one in of_command(findings, "info")]
     roles = {}

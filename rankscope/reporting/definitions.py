@@ -114,9 +114,10 @@ _RANK = {
     "stored_dtype": _D("stored as", "The precision that the numbers really have."),
     "state": _D("state", "ok, zero (untrained), below_noise, or collapsed: the first of several "
                 "possible directions holds more than 99 % of the energy."),
-    "random_effective": _D("random effective rank", "The effective rank of an update without structure "
-                           "of the same form: B·A with independent Gaussian entries, or a full "
-                           "matrix of them. It is the null of the rank measures.", "", "1"),
+    "random_effective": _D("random effective rank", "The effective rank of an update without "
+                           "structure of the same form, B·A with independent Gaussian entries, "
+                           "or a full matrix of them. It is the null of the rank measures.", "",
+                           "1"),
     "random_energy_90": _D("random 90 % energy", "The same null for 90 % of the energy.", "",
                            "count"),
 }  # fmt: skip
@@ -196,14 +197,14 @@ _AMPLIFICATION = {
     "relative_norm": _RANK["relative_norm"],
     "projection_update": _D("‖UᵀWV‖ of ΔW", "How much of W lies along ΔW's directions.",
                             "‖UᵀWV‖", "norm"),
-    "projection_weight": _D("‖UᵀWV‖ of W", "The same for W's own first directions: the most possible.",
-                            "", "norm"),
+    "projection_weight": _D("‖UᵀWV‖ of W", "The same for W's own first directions: the most "
+                            "possible.", "", "norm"),
     "projection_random": _D("‖UᵀWV‖ of random", "The same for random directions.",
                             "k‖W‖ / √(out·in)", "norm"),
     "amplification": _D("amplification", "The LoRA paper's factor. Large for small k by chance "
                         "alone.", "‖ΔW‖ / ‖UᵀWV‖", "1"),
-    "amplification_random": _D("random amplification", "The factor that an update of the same norm "
-                               "has along random directions.", "", "1"),
+    "amplification_random": _D("random amplification", "The factor that an update of the same "
+                               "norm has along random directions.", "", "1"),
     "excess": _D("excess", "How much more of W lies along ΔW's directions than along random "
                  "ones; 1 by chance.", "‖UᵀWV‖ / chance", "2"),
     "z": _D("z", "How far that lies above chance, in standard deviations.", "", "1"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from rankscope.reporting.definitions import Definition
 
 __all__ = [
     "Card",
@@ -171,5 +173,4 @@ class Document:
     failures: Sequence[dict[str, Any]]
     unread: Sequence[Table]
     provenance: Sequence[Table]
-    definitions: Sequence[Any]
-    options: Sequence[tuple[str, str]] = field(default=())
+    definitions: Sequence[Definition]

@@ -12,7 +12,7 @@ import pandas as pd
 from rankscope.errors import printable
 from rankscope.results import Result
 
-__all__ = ["Finding", "Names", "finding_of", "of_command", "origin"]
+__all__ = ["Finding", "Names", "finding_of", "of_command", "origin", "readable"]
 
 # From every module, by the first source's name, to what each source calls it.
 Names = Mapping[str, Mapping[str, str]]
@@ -74,15 +74,19 @@ def of_command(findings: Iterable[Finding], *commands: str) -> Iterator[Finding]
 
 def readable(result: Result) -> Result:
     """Return a result whose names a figure can draw, whatever a file has put into them."""
-    names = [c for c in ("module", "a", "b", "source") if c in result.table]
-    safe = {name: result.table[name].map(_drawable, na_action="ignore") for name in names}
-    return replace(result, table=result.table.assign(**safe)) if names else result
+    changes: dict[str, Any] = {"table": _with_safe_names(result.table)}
+    if hasattr(result, "names"):
+        changes["names"] = tuple(_drawable(name) for name in result.names)
+    if hasattr(result, "shared"):
+        changes["shared"] = _with_safe_names(result.shared)
+    return replace(result, **changes)
+
+
+def _with_safe_names(table: pd.DataFrame) -> pd.DataFrame:
+    names = [name for name in ("module", "a", "b", "source") if name in table]
+    return table.assign(**{name: [_drawable(own) for own in table[name]] for name in names})
 
 
 def _drawable(name: Any) -> str:
-    return printable(str(name))
-
-
-def undefined_column(table: pd.DataFrame, column: str) -> bool:
-    """Whether a table lacks a column or has nothing in it."""
-    return column not in table or bool(table[column].isna().all())
+    """Return a name without what a terminal or a formula would be made of."""
+    return printable(str(name)).replace("$", r"\$")

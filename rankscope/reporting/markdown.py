@@ -117,4 +117,6 @@ def _definitions(document: Document) -> Iterator[str]:
 
 def _text(text: str) -> str:
     """Return text that Markdown takes as it stands: no marks, no elements, one line."""
-    return _SPECIAL.sub(r"\\\1", printable(str(text))).replace(r"\<", "&lt;").replace(r"\&", "&amp;")
+    return (
+        _SPECIAL.sub(r"\\\1", printable(str(text))).replace(r"\<", "&lt;").replace(r"\&", "&amp;")
+    )

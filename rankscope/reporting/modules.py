@@ -24,11 +24,12 @@ __all__ = ["Directory", "directory", "groups_of"]
 _MOST_CELLS = 400_000  # of all φ grids together; larger ones are drawn every second cell
 _FACTS = {
     "rank": (
-    "ceiling", "effective_rank", "random_effective", "stable_rank", "participation_rank", "energy_entropy_rank",
-    "nuclear_rank", "energy_rank_90", "energy_rank_95", "energy_rank_99", "top1_energy",
-    "numerical_rank", "rank_above_noise", "noise_share", "noise_gain", "unchanged_fraction",
-    "bulk_edge_rank", "hard_threshold_rank", "frobenius", "spectral", "relative_norm",
-    "base_cosine", "relative_rank_1", "rank_above_base", "stored_dtype", "state",
+        "ceiling", "effective_rank", "random_effective", "stable_rank", "participation_rank",
+        "energy_entropy_rank", "nuclear_rank", "energy_rank_90", "energy_rank_95",
+        "energy_rank_99", "top1_energy", "numerical_rank", "rank_above_noise", "noise_share",
+        "noise_gain", "unchanged_fraction", "bulk_edge_rank", "hard_threshold_rank", "frobenius",
+        "spectral", "relative_norm", "base_cosine", "relative_rank_1", "rank_above_base",
+        "stored_dtype", "state",
     ),
     "amplification": ("excess", "z", "amplification", "amplification_random"),
     "intruders": ("intruders", "below_chance", "intruder_energy_share"),
@@ -73,7 +74,9 @@ def directory(findings: Sequence[Finding], names: Names | None = None) -> Direct
             continue
         for module in dict.fromkeys(one.result.table.module):
             for source in one.sources if len(one.sources) == 1 else one.sources[:1]:
-                if (source, module) not in taken and not (len(one.sources) > 1 and module in known):
+                if (source, module) not in taken and not (
+                    len(one.sources) > 1 and module in known
+                ):
                     taken.add((source, module))
                     known.setdefault(module, {})[source] = module
     ordered = {name: known[name] for name in sorted(known, key=natural_key)}

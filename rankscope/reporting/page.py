@@ -1,4 +1,4 @@
-"""A report as one HTML file that loads nothing, runs nothing but its own lines, and opens anywhere."""
+"""A report as one HTML file that loads nothing and runs nothing but its own lines."""
 
 from __future__ import annotations
 
@@ -32,20 +32,24 @@ def page(document: Document) -> str:
     style, script = (_own(name) for name in ("page.css", "page.js"))
     figures = [f for section in document.sections for part in section.parts for f in part.figures]
     drawn = {
-        id(figure): Markup(inline_svg(figure.svg, f"f{n}", figure.label))  # noqa: S704
+        id(figure): Markup(inline_svg(figure.svg, f"f{n}", figure.label))
         for n, figure in enumerate(figures, 1)
     }
-    return _environment().get_template("page.html.j2").render(
-        document=document,
-        style=Markup(style),  # noqa: S704
-        script=Markup(script),  # noqa: S704
-        policy=_policy(style, script),
-        drawn=drawn,
-        identity=id,
-        width=WIDTH,
-        height=HEIGHT,
-        scale=["#%02x%02x%02x" % colour for colour in palette()[::3]],
-        grouped=sum(len(group.modules) for group in document.groups) > _FEW,
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            document=document,
+            style=Markup(style),
+            script=Markup(script),
+            policy=_policy(style, script),
+            drawn=drawn,
+            identity=id,
+            width=WIDTH,
+            height=HEIGHT,
+            scale=["#{:02x}{:02x}{:02x}".format(*colour) for colour in palette()[::3]],
+            grouped=sum(len(group.modules) for group in document.groups) > _FEW,
+        )
     )
 
 

@@ -12,7 +12,6 @@ from rankscope.plots import figure_bytes
 from rankscope.reporting.document import Figure, Map
 from rankscope.reporting.finding import Finding, readable
 from rankscope.reporting.numbers import rounded, short_name
-from rankscope.reporting.tabular import SIDES
 
 __all__ = ["figure_of", "map_of"]
 
@@ -79,7 +78,7 @@ def map_of(
     rows = table[table.layer.notna() & table[column].notna()]
     if rows.layer.nunique() < 2:
         return None
-    share = (rows[column].astype(float) / (most if isinstance(most, float) else most[rows.index]))
+    share = rows[column].astype(float) / (most if isinstance(most, float) else most[rows.index])
     layers = sorted({int(layer) for layer in rows.layer})
     at = {}
     for row, part in zip(rows.itertuples(), share, strict=True):
@@ -94,8 +93,3 @@ def map_of(
 
 def _level(share: float) -> int:
     return min(max(math.floor(share * (LEVELS + 1)), 0), LEVELS)
-
-
-def sided(side: str) -> str:
-    """Return a side in words."""
-    return f"{SIDES.get(side, side)} side"

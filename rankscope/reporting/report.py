@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
@@ -21,7 +22,7 @@ from rankscope.analysis.rank import rank_study
 from rankscope.analysis.selection import opened
 from rankscope.analysis.similarity import similarity_study
 from rankscope.analysis.spectrum import spectrum_study
-from rankscope.errors import RankscopeError, UpdateError
+from rankscope.errors import RankscopeError, UpdateError, printable
 from rankscope.io.sources import Source
 from rankscope.io.updateset import UpdateSet
 from rankscope.reporting.cards import cards_of
@@ -32,6 +33,7 @@ from rankscope.results import Result
 __all__ = ["SKIPPABLE", "Report", "measure", "report"]
 
 SKIPPABLE = ("amplification", "intruders")
+_WIDTH = 96  # of a line of a terminal
 Runner = Callable[[str, Study], Result]
 
 
@@ -77,6 +79,10 @@ class Report(Result):
         else:
             writer(self.findings, Path(path), names=self.names, unread=self.unread)
 
+    def to_text(self) -> str:
+        """Return the verdicts, each with its null."""
+        return "\n".join(map(_said, self.table.itertuples()))
+
     def extra(self) -> dict[str, Any]:
         """Return the JSON form of every result."""
         return {
@@ -85,6 +91,12 @@ class Report(Result):
             ],
             "unread": {name: list(tensors) for name, tensors in self.unread.items()},
         }
+
+
+def _said(row: Any) -> str:
+    parts = [row.verdict, f"Null: {row.null}" if row.null else ""]
+    lines = [line for part in parts for line in textwrap.wrap(printable(part), _WIDTH)]
+    return "\n  ".join([printable(f"{row.subject}: {row.value}"), *lines])
 
 
 _WRITERS = {".html": write_page, ".md": write_markdown}
@@ -150,7 +162,9 @@ def report(
         for name, source in named.items()
     }
     paths = [source for source in named.values() if not isinstance(source, UpdateSet)]
-    about = [("info", partial(info, *paths, base=base, alpha=alpha, tensors=True))] if paths else []
+    about = (
+        [("info", partial(info, *paths, base=base, alpha=alpha, tensors=True))] if paths else []
+    )
     options = {"skip": skip, "cache": cache, "seed": seed, "device": device}
     return measure(sets, partial(_run, how), about=about, **options)
 
@@ -226,7 +240,8 @@ def _joined(
     results = [one.result for one in findings]
     first = next(one for one in results if "versions" in one.provenance).provenance
     inputs = {name: list(updates.inputs) for name, updates in sets.items()}
-    lost = Finding("report", tuple(sets), _Lost(pd.DataFrame(), first, (), tuple(failures)))
+    bare = {**first, "inputs": {}, "options": {}}
+    lost = Finding("report", tuple(sets), _Lost(pd.DataFrame(), bare, (), tuple(failures)))
     return Report(
         pd.DataFrame(cards),
         {**first, "command": "report", "inputs": inputs},

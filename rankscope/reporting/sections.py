@@ -84,7 +84,7 @@ def sections_of(findings: Sequence[Finding], where: Directory) -> Iterator[Secti
             title, lead = _LEADS[command]
             yield Section(command, title, lead, list(_PARTS[command](findings, where)))
     for one in findings:
-        if one.command not in (*_LEADS, "info", "spectrum"):
+        if one.command not in (*_LEADS, "info", "spectrum") and len(one.result.table):
             tables = [_shown(one, where)]
             yield Section(one.command, one.command.capitalize(), "", [Part("", tables)])
 

@@ -94,7 +94,9 @@ def by_kind(
     rows = []
     for keys, group in groups:
         words = [Cell(SIDES.get(key, short_name(str(key)))) for key in keys]
-        rows.append([*words, Cell(f"{len(group)}"), *(_middle(group, c, command) for c in present)])
+        rows.append(
+            [*words, Cell(f"{len(group)}"), *(_middle(group, c, command) for c in present)]
+        )
     return Table(caption, [*head, Column("modules", "", True), *titles], rows)
 
 
