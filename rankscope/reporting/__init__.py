@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rankscope.reporting.report import SKIPPABLE, Report, measure, report
+from rankscope.reporting.measuring import SKIPPABLE, Report, measure, report
 from rankscope.reporting.saving import write_result
 
 __all__ = ["SKIPPABLE", "Report", "measure", "report", "write_result"]
