@@ -104,7 +104,8 @@ def _notes(findings: Sequence[Finding], sources: Sequence[str]) -> Iterator[str]
             named = colon and name in sources
             whose = [name] if named else list(one.sources) if len(one.sources) == 1 else []
             about.setdefault(text if named else note, []).extend(whose)
-    for text, names in about.items():
+    for note, names in about.items():
+        text = note if note.endswith((".", "?", "!")) else f"{note}."
         distinct = list(dict.fromkeys(names))
         if not distinct or len(distinct) == len(sources):
             yield f"{text[:1].upper()}{text[1:]}"

@@ -33,7 +33,7 @@ def markdown(document: Document, folder: str) -> str:
     blocks += list(_failures(document))
     blocks += list(_cards(document))
     if document.notes:
-        listed = "\n".join(f"- {_text(note)}." for note in document.notes)
+        listed = "\n".join(f"- {_text(note)}" for note in document.notes)
         blocks += ["## Read with care", listed]
     for section in document.sections:
         blocks += list(_section(section, names))

@@ -70,15 +70,11 @@ def directory(findings: Sequence[Finding], names: Names | None = None) -> Direct
     known: dict[str, dict[str, str]] = {name: dict(own) for name, own in (names or {}).items()}
     taken = {(source, own) for owners in known.values() for source, own in owners.items()}
     for one in findings:
-        if "module" not in one.result.table:
-            continue
-        for module in dict.fromkeys(one.result.table.module):
-            for source in one.sources if len(one.sources) == 1 else one.sources[:1]:
-                if (source, module) not in taken and not (
-                    len(one.sources) > 1 and module in known
-                ):
-                    taken.add((source, module))
-                    known.setdefault(module, {})[source] = module
+        owner, alone = one.sources[0], len(one.sources) == 1
+        for module in dict.fromkeys(one.result.table.get("module", ())):
+            if (owner, module) not in taken and (alone or module not in known):
+                taken.add((owner, module))
+                known.setdefault(module, {})[owner] = module
     ordered = {name: known[name] for name in sorted(known, key=natural_key)}
     return Directory(ordered, tuple(dict.fromkeys(s for one in findings for s in one.sources)))
 

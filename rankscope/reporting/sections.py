@@ -185,9 +185,10 @@ def _bands(table: pd.DataFrame) -> Iterator[Chart]:
 
 def _plain(command: str) -> Any:
     def parts(findings: Sequence[Finding], where: Directory) -> Iterator[Part]:
-        for one in of_command(findings, command):
-            title = short_name(one.source) if len(list(of_command(findings, command))) > 1 else ""
-            yield Part(title, [_shown(one, where)], _figures(one))
+        mine = list(of_command(findings, command))
+        for one in mine:
+            title = short_name(one.source) if len(mine) > 1 else ""
+            yield Part(title, [_shown(one, where)], _figures(one), folded=len(mine) > 2)
 
     return parts
 
