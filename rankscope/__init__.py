@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from rankscope.plots import plot_similarity as plot_similarity
     from rankscope.plots import plot_spectrum as plot_spectrum
     from rankscope.plots import theme as theme
+    from rankscope.reporting import Report as Report
+    from rankscope.reporting import report as report
     from rankscope.spectra import Auto as Auto
     from rankscope.spectra import Exact as Exact
     from rankscope.spectra import Gram as Gram
@@ -73,6 +75,7 @@ _HOMES = {
     "Spectrum": "spectra",
     "TrainingConfig": "training",
     "Update": "updates",
+    "Report": "reporting",
     "UpdateSet": "io.updateset",
     "amplification": "analysis.amplification",
     "compare": "analysis.compare",
@@ -103,6 +106,7 @@ _HOMES = {
     "plot_similarity": "plots",
     "plot_spectrum": "plots",
     "rank": "analysis.rank",
+    "report": "reporting",
     "resize": "analysis.resize",
     "similarity": "analysis.similarity",
     "spectrum": "analysis.spectrum",

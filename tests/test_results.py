@@ -80,7 +80,7 @@ def test_json_is_the_same_bytes_every_time(rng, tmp_path):
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["x.html", "x.jpg", "x"])
+@pytest.mark.parametrize("name", ["x.htm", "x.jpg", "x"])
 def test_unknown_suffix(result, tmp_path, name):
     with pytest.raises(OutputError, match="not known"):
         result.save(tmp_path / name)

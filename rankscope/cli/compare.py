@@ -74,7 +74,7 @@ def command(
     engine.begin()
     from rankscope.analysis.compare import DEFAULT, compare_study
 
-    named = _named(sources)
+    named = named_sources(sources)
     sets = {name: selection.open(source, base, alpha) for name, source in named.items()}
     measures = [part.strip() for part in measure.split(",")] if measure else DEFAULT
     study = compare_study(
@@ -84,7 +84,7 @@ def command(
     deliver(result, as_json=as_json, outputs=outputs, quiet=quiet, verbose=verbose)
 
 
-def _named(sources: tuple[str, ...]) -> dict[str, str]:
+def named_sources(sources: tuple[str, ...]) -> dict[str, str]:
     """Return the sources by their names: as given, or the ends of their paths."""
     from pathlib import Path
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rankscope.analysis.engine import How, Study
     from rankscope.results import Result
 
-__all__ = ["Engine", "engine_options"]
+__all__ = ["Engine", "engine_options", "whole_engine_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,9 +37,9 @@ class Engine:
     executor: str | None
     journal: str | None
     resume: bool
-    shard: tuple[int, int] | None
     memory: int | None
-    dry_run: bool
+    shard: tuple[int, int] | None = None
+    dry_run: bool = False
 
     def begin(self) -> None:
         """Set the threads of the linear algebra; before torch and NumPy are loaded."""
@@ -128,7 +128,7 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg]
         return int(amount)
 
 
-_OPTIONS = (
+_WHOLE = (
     click.option("--jobs", type=click.IntRange(1), metavar="N",
                  help="Processes; 1 unless given, in this one."),
     click.option("--threads", type=click.IntRange(1), metavar="N",
@@ -139,25 +139,35 @@ _OPTIONS = (
                  help="A function that returns an executor to work on."),
     click.option("--journal", metavar="DIR", help="Keep every finished item in DIR."),
     click.option("--resume", is_flag=True, help="Go on with the journal that is there."),
-    click.option("--shard", type=_Shard(), help="Do one of N parts only; see rankscope join."),
     click.option("--memory", type=_Bytes(), help="What all processes may hold: 8GB."),
+)  # fmt: skip
+_PARTS = (
+    click.option("--shard", type=_Shard(), help="Do one of N parts only; see rankscope join."),
     click.option("--dry-run", is_flag=True, help="Only list items, bytes, time and memory."),
 )  # fmt: skip
 
 
 def engine_options(function: F) -> F:
     """Add these options; the function receives them as one `engine`."""
+    return _with(function, _WHOLE + _PARTS)
 
-    def gather(*args: Any, **options: Any) -> Any:
-        own = {name: options.pop(name) for name in Engine.__dataclass_fields__}
+
+def whole_engine_options(function: F) -> F:
+    """Add the options of a command that does several studies: it is done whole or not at all."""
+    return _with(function, _WHOLE)
+
+
+def _with(function: F, options: tuple[Callable[[F], F], ...]) -> F:
+    def gather(*args: Any, **given: Any) -> Any:
+        own = {name: given.pop(name) for name in Engine.__dataclass_fields__ if name in given}
         if own["resume"] and own["journal"] is None:
             raise click.UsageError("--resume needs --journal")
-        return function(*args, engine=Engine(**own), **options)
+        return function(*args, engine=Engine(**own), **given)
 
     gather.__doc__, gather.__name__ = function.__doc__, function.__name__
     gather.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
     decorated: Any = gather
-    for option in reversed(_OPTIONS):
+    for option in reversed(options):
         decorated = option(decorated)
     result: F = decorated
     return result

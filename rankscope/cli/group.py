@@ -25,6 +25,7 @@ _COMMANDS = {
     "amplification": "Compare ΔW with W: the paper's Table 7, beside chance.",
     "intruders": "Count the directions of W + ΔW that W does not have.",
     "compare": "Compare many sources, every pair, and what all share.",
+    "report": "Write one page of all that can be measured of some sources.",
     "resize": "Cut an adapter down to a rank, an energy or a size.",
     "extract": "Make an adapter out of a full fine-tune.",
     "join": "Join the shards of a run.",

@@ -25,6 +25,7 @@ __all__ = [
     "device_option",
     "output_options",
     "pickle_option",
+    "report_output_options",
     "run_options",
     "seed_option",
     "selection_options",
@@ -226,12 +227,17 @@ def _outputs(help_: str) -> Callable[[F], F]:
 
 
 output_options = _outputs(
-    "Also write FILE: .json .csv .parquet .tex .md .svg .pdf .png; repeatable."
+    "Also write FILE: .json .csv .parquet .tex .md .svg .pdf .png .html; repeatable."
+)
+
+report_output_options = _outputs(
+    "Write FILE: .html, one page that opens anywhere; .md, with its figures in a folder beside "
+    "it; .json, every number; repeatable."
 )
 
 adapter_output_options = _outputs(
-    "A new folder, without suffix, for the adapter; or the table: .json .csv .parquet .tex .md; "
-    "repeatable."
+    "A new folder, without suffix, for the adapter; or the table: .json .csv .parquet .tex .md "
+    ".html; repeatable."
 )
 
 size_options = _stack(

@@ -24,23 +24,23 @@ _NOTES = 3
 
 def check_outputs(outputs: Iterable[str]) -> None:
     """Refuse an unknown suffix before the work and not after it."""
-    from rankscope.results import FIGURE_SUFFIXES, TABLE_SUFFIXES, unknown_suffix
+    from rankscope.results import FIGURE_SUFFIXES, REPORT_SUFFIXES, TABLE_SUFFIXES, unknown_suffix
 
     for output in outputs:
-        if Path(output).suffix.lower() not in TABLE_SUFFIXES + FIGURE_SUFFIXES:
+        if Path(output).suffix.lower() not in TABLE_SUFFIXES + FIGURE_SUFFIXES + REPORT_SUFFIXES:
             raise unknown_suffix(Path(output))
 
 
 def check_adapter_outputs(outputs: Iterable[str]) -> None:
     """Refuse what is no table, and a folder that holds something, before the work."""
     from rankscope.io.write import check_empty, is_folder
-    from rankscope.results import TABLE_SUFFIXES, unknown_suffix
+    from rankscope.results import REPORT_SUFFIXES, TABLE_SUFFIXES, unknown_suffix
 
     for output in outputs:
         if is_folder(output):
             check_empty(output)
-        elif Path(output).suffix.lower() not in TABLE_SUFFIXES:
-            raise unknown_suffix(Path(output), TABLE_SUFFIXES)
+        elif Path(output).suffix.lower() not in TABLE_SUFFIXES + REPORT_SUFFIXES:
+            raise unknown_suffix(Path(output), TABLE_SUFFIXES + REPORT_SUFFIXES)
 
 
 def set_threads(threads: int | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rankscope.results.amplification import AmplificationResult
 from rankscope.results.base import (
     FIGURE_SUFFIXES,
+    REPORT_SUFFIXES,
     TABLE_SUFFIXES,
     Result,
     provenance,
@@ -19,6 +20,7 @@ from rankscope.results.spectrum import SpectrumResult
 
 __all__ = [
     "FIGURE_SUFFIXES",
+    "REPORT_SUFFIXES",
     "TABLE_SUFFIXES",
     "Advice",
     "AmplificationResult",

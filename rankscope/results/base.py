@@ -8,6 +8,7 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FIGURE_SUFFIXES",
+    "REPORT_SUFFIXES",
     "TABLE_SUFFIXES",
     "Result",
     "provenance",
@@ -35,6 +37,9 @@ __all__ = [
 
 TABLE_SUFFIXES = (".json", ".csv", ".parquet", ".tex", ".md")
 FIGURE_SUFFIXES = (".svg", ".pdf", ".png")
+REPORT_SUFFIXES = (".html",)
+# Pages are made in a room above this one: named, and loaded when one is written.
+_REPORTING = "rankscope.reporting"
 
 
 def provenance(
@@ -138,8 +143,8 @@ class Result:
         """Write the result; the suffix chooses the form.
 
         Tables are ``.json`` (everything), ``.csv`` and ``.parquet`` (rows), ``.tex`` and
-        ``.md`` (the printed table); figures are ``.svg``, ``.pdf`` and ``.png``. The file
-        appears whole or not at all.
+        ``.md`` (the printed table); figures are ``.svg``, ``.pdf`` and ``.png``; ``.html`` is
+        one self-contained page of all this. The file appears whole or not at all.
 
         Raises
         ------
@@ -166,7 +171,7 @@ class Result:
 
 
 def unknown_suffix(
-    path: Path, suffixes: tuple[str, ...] = TABLE_SUFFIXES + FIGURE_SUFFIXES
+    path: Path, suffixes: tuple[str, ...] = TABLE_SUFFIXES + FIGURE_SUFFIXES + REPORT_SUFFIXES
 ) -> OutputError:
     """Return the error for a suffix that no writer serves."""
     return OutputError(
@@ -219,6 +224,10 @@ def _write_figure(result: Result, path: Path) -> None:
     save_figure(result.plot(), path)
 
 
+def _write_page(result: Result, path: Path) -> None:
+    import_module(_REPORTING).write_result(result, path)
+
+
 _WRITERS: dict[str, Callable[[Result, Path], None]] = {
     ".json": _write_json,
     ".csv": _write_csv,
@@ -226,4 +235,5 @@ _WRITERS: dict[str, Callable[[Result, Path], None]] = {
     ".tex": _write_latex,
     ".md": _write_markdown,
     **dict.fromkeys(FIGURE_SUFFIXES, _write_figure),
+    **dict.fromkeys(REPORT_SUFFIXES, _write_page),
 }
