@@ -108,10 +108,12 @@ def test_shares_and_pairs_beside_chance(runs):
 def test_drift_ends_where_the_run_ends(tmp_path, rng):
     index = experiment(tmp_path, rng, ranks=(2,), seeds=(0,))
     folder = tmp_path / "sql-qv-r2-s0" / "checkpoints"
-    for step in (2, 5):
-        write_adapter(folder / f"step-{step:06d}", 2, rng)
+    for step, size in ((0, 0.0), (2, 0.3), (5, 0.3)):
+        write_adapter(folder / f"step-{step:06d}", 2, rng, size=size)
     table = update_tables.drift_table(Runs(index))
-    assert sorted(set(table.step)) == [2, 5, 10]
+    assert sorted(set(table.step)) == [0, 2, 5, 10]
+    assert table.phi[table.step == 0].isna().all()
+    assert not table.norm[table.step == 0].any()
     assert np.allclose(table.phi[table.step == 10], 1.0)
     assert (table.phi[table.step == 2] < 0.9).all()
     assert update_tables.drift_table(Runs(index[index.method != "LoRA"].assign())).empty
