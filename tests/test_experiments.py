@@ -26,6 +26,7 @@ from rankscope.experiments import running, serving
 from rankscope.experiments.costs import parameters
 from rankscope.experiments.design import BASE, Design, RunSpec, adapter, full, quick, whole
 from rankscope.experiments.draw import TABLES
+from rankscope.experiments.evidence import judged, untested
 from rankscope.experiments.figures import FIGURES
 from rankscope.experiments.folder import alone, prepared
 from rankscope.experiments.index import COLUMNS, index
@@ -232,6 +233,7 @@ def test_a_folder_that_holds_something_is_not_written_to(trained, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="taken"):
         train_all(tiny(), tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
     with pytest.raises(SourceError, match="no experiment"):
         train_all(tiny(), tmp_path, resume=True)
 
@@ -240,7 +242,7 @@ def test_a_design_may_grow(trained):
     more = adapter(1, "q", 5, "main", steps=4, **SMALL)
     grown = replace(tiny(), runs=(more, *tiny().runs))
     configs = prepared(trained[0], grown, resume=True)
-    assert [task.item for task in remaining(trained[0], configs)] == [more.name, "lost"]
+    assert {task.item for task in remaining(trained[0], configs)} == {more.name, "lost"}
 
 
 @pytest.mark.parametrize(
@@ -308,6 +310,7 @@ def test_a_dry_run_lists_runs_time_and_bytes(tmp_path):
 def test_a_processor_without_bfloat16_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("rankscope.training.config.native_bfloat16", lambda: False)
     monkeypatch.setattr(running, "train_all", lambda *_, **__: [])
-    monkeypatch.setattr("rankscope.experiments.draw.draw", lambda *_: None)
+    nothing = judged([untested("a claim", "a number", "too few runs")])
+    monkeypatch.setattr("rankscope.experiments.draw.draw", lambda *_: nothing)
     assert "float32" in ask("reproduce", "--out", tmp_path).stderr
     assert quick().runs[0].config(threads=1).precision == "float32"

@@ -58,8 +58,8 @@ def train_all(
     RankscopeError
         If the base cannot be trained.
     """
+    configs = prepared(out, design, resume=resume)
     with alone(out):
-        configs = prepared(out, design, resume=resume)
         begin(out, design, configs)
         tasks = remaining(out, configs)
         outcomes = _outcomes(tasks, configs[BASE].threads, jobs)
