@@ -118,6 +118,10 @@ class CompareResult(Result):
             square.loc[a, b], square.loc[b, a] = (group[way].mean() for way in ways)
         return square
 
+    def folded(self) -> dict[str, pd.DataFrame]:
+        """Return what all sources share."""
+        return {"shared by all": self.shared} | super().folded()
+
     def extra(self) -> dict[str, Any]:
         """Return the names, what only one source has, and what all sources share."""
         return {

@@ -29,6 +29,7 @@ _COMMANDS = {
     "join": "Join the shards of a run.",
     "formats": "List what can be read, and against what it is tested.",
     "train": "Train a small model, or adapt it with LoRA or in full.",
+    "notebook": "Open JupyterLab in the folder of notebooks.",
 }
 
 

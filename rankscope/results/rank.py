@@ -65,15 +65,18 @@ class Advice:
             "rows": self.table.to_dict(orient="records"),
         }
 
-    def to_text(self) -> str:
-        """Return the ranks of a module side by side, the advised one's cost, and the pattern."""
+    def side_by_side(self) -> pd.DataFrame:
+        """Return a row per module: its rank by every rule, and the cost of the advised one."""
         wide = self.table.pivot(index="module", columns="rule", values="rank")
         costs = self.chosen.set_index("module")[["relative_error", "parameters", "bytes"]]
         order = list(dict.fromkeys(self.table.module))
-        wide = wide[list(dict.fromkeys(self.table.rule))].join(costs).loc[order]
+        return wide[list(dict.fromkeys(self.table.rule))].join(costs).loc[order].reset_index()
+
+    def to_text(self) -> str:
+        """Return the ranks of a module side by side, the advised one's cost, and the pattern."""
         size = f"{self.chosen.parameters.sum():,} parameters, {self.chosen.bytes.sum():,} bytes"
         pattern = json.dumps({"rank_pattern": self.rank_pattern}, ensure_ascii=False)
-        return f"{as_text(wide.reset_index())}\n{self.rule}: {size} in {self.dtype}\n{pattern}"
+        return f"{as_text(self.side_by_side())}\n{self.rule}: {size} in {self.dtype}\n{pattern}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -128,6 +131,12 @@ class RankResult(Result):
         """Return the table, then the advice where it was asked for."""
         parts = [super().to_text()] + ([] if self.advice is None else [self.advice.to_text()])
         return "\n\n".join(parts)
+
+    def folded(self) -> dict[str, pd.DataFrame]:
+        """Return the advice, where it was asked for."""
+        advice = self.advice
+        shown = {} if advice is None else {f"advised ({advice.rule})": advice.side_by_side()}
+        return shown | super().folded()
 
     def extra(self) -> dict[str, Any]:
         """Return the advice, where it was asked for."""
