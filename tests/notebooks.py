@@ -7,9 +7,6 @@ import os
 import sys
 from pathlib import Path
 
-import nbformat
-from nbclient import NotebookClient
-
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
@@ -24,6 +21,10 @@ def kernel_environment():
 
 def executed(name):
     """Return the notebook as it is after running it from top to bottom; errors are raised."""
+    # Not above: the doctests' collection imports this file where there is no jupyter.
+    import nbformat
+    from nbclient import NotebookClient
+
     notebook = nbformat.read(FOLDER / name, as_version=4)
     client = NotebookClient(
         notebook,
@@ -48,7 +49,13 @@ def cleaned(notebook):
     return notebook
 
 
-if __name__ == "__main__":
+def main():
+    import nbformat
+
     for name in sys.argv[1:] or NOTEBOOKS:
         nbformat.write(cleaned(executed(name)), FOLDER / name)
         print(name)
+
+
+if __name__ == "__main__":
+    main()

@@ -122,6 +122,14 @@ def test_failures_are_shown(rng):
     assert "<b>q" not in html
 
 
+def test_a_figure_shows_itself(results):
+    for name in ("similarity", "rank", "spectrum", "amplification", "intruders", "compare"):
+        figure = results[name].plot()
+        png, size = figure._repr_png_()
+        assert png[:4] == b"\x89PNG"
+        assert size["width"] == round(120 * figure.get_figwidth())
+
+
 def test_long_tables_scroll_and_end():
     html = as_html(pd.DataFrame({"n": range(1000)}))
     assert html.count("<tr>") == 201
