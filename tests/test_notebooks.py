@@ -2,6 +2,7 @@ import json
 import re
 
 import pytest
+
 from notebooks import FOLDER, NOTEBOOKS, executed
 
 EVERY = pytest.mark.parametrize("name", NOTEBOOKS)
