@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from rankscope.analysis.ablation import truncate as truncate
     from rankscope.analysis.amplification import amplification as amplification
     from rankscope.analysis.compare import compare as compare
     from rankscope.analysis.extract import extract as extract
@@ -27,12 +28,15 @@ if TYPE_CHECKING:
     from rankscope.errors import RankscopeError as RankscopeError
     from rankscope.io.sources import open_updates as open_updates
     from rankscope.io.updateset import UpdateSet as UpdateSet
+    from rankscope.plots import figure_alignments as figure_alignments
     from rankscope.plots import figure_amplification as figure_amplification
     from rankscope.plots import figure_compare as figure_compare
     from rankscope.plots import figure_drift as figure_drift
     from rankscope.plots import figure_intruders as figure_intruders
+    from rankscope.plots import figure_layers as figure_layers
     from rankscope.plots import figure_rank as figure_rank
     from rankscope.plots import figure_rank_map as figure_rank_map
+    from rankscope.plots import figure_scores as figure_scores
     from rankscope.plots import figure_similarity as figure_similarity
     from rankscope.plots import figure_spectrum as figure_spectrum
     from rankscope.plots import plot_alignment as plot_alignment
@@ -40,10 +44,12 @@ if TYPE_CHECKING:
     from rankscope.plots import plot_closeness as plot_closeness
     from rankscope.plots import plot_compare as plot_compare
     from rankscope.plots import plot_drift as plot_drift
+    from rankscope.plots import plot_groups as plot_groups
     from rankscope.plots import plot_intruders as plot_intruders
     from rankscope.plots import plot_profile as plot_profile
     from rankscope.plots import plot_rank as plot_rank
     from rankscope.plots import plot_rank_map as plot_rank_map
+    from rankscope.plots import plot_scores as plot_scores
     from rankscope.plots import plot_shared as plot_shared
     from rankscope.plots import plot_similarity as plot_similarity
     from rankscope.plots import plot_spectrum as plot_spectrum
@@ -57,6 +63,7 @@ if TYPE_CHECKING:
     from rankscope.spectra import Spectrum as Spectrum
     from rankscope.spectra import svd as svd
     from rankscope.training import TrainingConfig as TrainingConfig
+    from rankscope.training import load_trained as load_trained
     from rankscope.training import train as train
     from rankscope.updates import DenseUpdate as DenseUpdate
     from rankscope.updates import FactoredUpdate as FactoredUpdate
@@ -72,36 +79,42 @@ _HOMES = {
     "Gram": "spectra",
     "Leading": "spectra",
     "RankscopeError": "errors",
+    "Report": "reporting",
     "Spectrum": "spectra",
     "TrainingConfig": "training",
     "Update": "updates",
-    "Report": "reporting",
     "UpdateSet": "io.updateset",
     "amplification": "analysis.amplification",
     "compare": "analysis.compare",
     "extract": "analysis.extract",
+    "figure_alignments": "plots",
     "figure_amplification": "plots",
     "figure_compare": "plots",
     "figure_drift": "plots",
     "figure_intruders": "plots",
+    "figure_layers": "plots",
     "figure_rank": "plots",
     "figure_rank_map": "plots",
+    "figure_scores": "plots",
     "figure_similarity": "plots",
     "figure_spectrum": "plots",
     "formats": "analysis.formats",
     "info": "analysis.info",
     "intruders": "analysis.intruders",
     "join": "analysis.join",
+    "load_trained": "training",
     "open_updates": "io.sources",
     "plot_alignment": "plots",
     "plot_amplification": "plots",
     "plot_closeness": "plots",
     "plot_compare": "plots",
     "plot_drift": "plots",
+    "plot_groups": "plots",
     "plot_intruders": "plots",
     "plot_profile": "plots",
     "plot_rank": "plots",
     "plot_rank_map": "plots",
+    "plot_scores": "plots",
     "plot_shared": "plots",
     "plot_similarity": "plots",
     "plot_spectrum": "plots",
@@ -113,6 +126,7 @@ _HOMES = {
     "svd": "spectra",
     "theme": "plots",
     "train": "training",
+    "truncate": "analysis.ablation",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

@@ -1,15 +1,16 @@
-"""Tables as text, Markdown, LaTeX and JSON; names in them are somebody else's text."""
+"""Tables as text, Markdown, LaTeX, HTML and JSON; names in them are somebody else's text."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from html import escape
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-__all__ = ["as_latex", "as_markdown", "as_text", "plain", "short"]
+__all__ = ["as_html", "as_latex", "as_markdown", "as_text", "html_text", "plain", "short"]
 
 _PROBABILITIES = ("p", "p_first", "p_full", "p_adjusted")
 
@@ -101,13 +102,62 @@ def as_latex(table: pd.DataFrame) -> str:
     return text
 
 
+def as_html(table: pd.DataFrame, most: int = 200) -> str:
+    """Return an HTML table in a frame that scrolls, without colours of its own.
+
+    Numbers stand to the right, words to the left; of very long names the middle is left out,
+    of long tables what follows the first `most` rows.
+
+    Examples
+    --------
+    >>> print(as_html(pd.DataFrame({"module": ["<b>q</b>"]})).split("<tbody>")[1])
+    <tr><td style="text-align:left">&lt;b&gt;q&lt;/b&gt;</td></tr></tbody></table></div>
+    """
+    sides = [
+        "right" if pd.api.types.is_numeric_dtype(table[name]) else "left" for name in table.columns
+    ]
+    head = _html_row("th", map(str, table.columns), sides)
+    rows = table.head(most).itertuples(index=False, name=None)
+    body = "".join(_html_row("td", map(_cell, row), sides) for row in rows)
+    more = f"<p>… and {len(table) - most} more rows</p>" if len(table) > most else ""
+    return (
+        '<div style="max-height:28em;overflow:auto"><table>'
+        f"<thead>{head}</thead><tbody>{body}</tbody></table>{more}</div>"
+    )
+
+
+def html_text(text: str, most: int = 300) -> str:
+    """Return text for HTML: escaped, without control characters, its middle left out if long.
+
+    Examples
+    --------
+    >>> html_text("a < b"), html_text("x" * 200, most=9)
+    ('a &lt; b', 'xxxx…xxxx')
+    """
+    half = (most - 1) // 2
+    short_text = text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
+    return escape(_visible(short_text))
+
+
+def _html_row(tag: str, cells: Iterable[str], sides: Iterable[str]) -> str:
+    parts = (
+        f'<{tag} style="text-align:{side}">{html_text(cell)}</{tag}>'
+        for cell, side in zip(cells, sides, strict=True)
+    )
+    return f"<tr>{''.join(parts)}</tr>"
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "–" if math.isnan(value) else short(value)
     if value is pd.NA or value is None:
         return "–"
+    return _visible(str(value))
+
+
+def _visible(text: str) -> str:
     # A tensor's name may hold escape sequences that a terminal would obey.
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _latex(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from itertools import pairwise
 
 import pytest
 from click.testing import CliRunner
@@ -20,6 +21,15 @@ COMMANDS = [
     if line.startswith("rankscope")
 ]
 
+# What is printed, with the first command of the block before it.
+SHOWN = [
+    (block.splitlines()[0].split("#")[0].strip(), lines)
+    for (kind, block), (after, lines) in pairwise(
+        re.findall(r"```(sh|text)\n(.*?)```", README, re.DOTALL)
+    )
+    if (kind, after) == ("sh", "text")
+]
+
 
 def test_two_commands_on_top():
     assert BLOCKS[0].startswith("pip install -e '.[notebooks]' && rankscope similarity data/")
@@ -34,12 +44,22 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if " train " not in c])
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if c.split()[1] not in ("train", "reproduce", "notebook")]
+)
 def test_commands_run_as_written(command, place, monkeypatch):
     monkeypatch.chdir(place)
+    monkeypatch.setenv("COLUMNS", "118")
     result = CliRunner().invoke(cli, shlex.split(command)[1:])
     assert result.exit_code == 0, result.output
     assert result.stdout
+    for line in dict(SHOWN).get(command, "").splitlines():
+        assert " ".join(line.split()) in " ".join(result.stdout.split())
+
+
+def test_every_output_has_its_command():
+    assert len(SHOWN) == 8
+    assert {command for command, _ in SHOWN} <= set(COMMANDS)
 
 
 def test_python_block_runs(monkeypatch):

@@ -29,7 +29,7 @@ def extract(
     budget: int | str | None = None,
     dtype: Precision = "float32",
     device: str = "cpu",
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> ResizeResult:
     """Make an adapter out of a full fine-tune: its ΔW, matrix by matrix, at a smaller rank.
 

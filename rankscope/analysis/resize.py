@@ -21,7 +21,7 @@ def resize(
     alpha: float | None = None,
     dtype: Precision = "float32",
     device: str = "cpu",
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> ResizeResult:
     r"""Cut the updates of an adapter down to fewer directions, with the error reached.
 
@@ -49,7 +49,8 @@ def resize(
     device : str
         ``cpu``, ``cuda``, ``cuda:n`` or ``auto``; the arithmetic is float64 everywhere.
     progress : bool
-        Show a bar on a terminal.
+        False shows no bar, True one on a terminal and in a notebook; unless given, long work
+        shows one in a notebook only.
 
     Returns
     -------

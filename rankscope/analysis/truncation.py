@@ -115,7 +115,7 @@ class _Cutter:
     dtype: torch.dtype
     device: str
 
-    def allotted(self, *, progress: bool) -> dict[str, int]:
+    def allotted(self, *, progress: bool | None) -> dict[str, int]:
         """Return the rank of each module that makes best use of the budget."""
         assert self.size.budget is not None
         budget = parse_budget(self.size.budget, self.dtype.itemsize)
@@ -217,7 +217,7 @@ def cut_down(
     *,
     dtype: Precision,
     device: str,
-    progress: bool,
+    progress: bool | None,
 ) -> ResizeResult:
     """Return every update cut down to `size`, in memory, as a `result`.
 

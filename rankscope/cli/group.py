@@ -32,6 +32,7 @@ _COMMANDS = {
     "formats": "List what can be read, and against what it is tested.",
     "train": "Train a small model, or adapt it with LoRA or in full.",
     "reproduce": "Train and draw the paper's section 7, with claims that can fail.",
+    "notebook": "Open JupyterLab in the folder of notebooks.",
 }
 
 

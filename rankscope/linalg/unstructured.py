@@ -65,13 +65,15 @@ def unstructured_spectrum(rows: int, columns: int, ceiling: int) -> Float[Tensor
 
 def _product(rows: int, columns: int, r: int, rng: np.random.Generator) -> NDArray[np.float64]:
     up, down = (_triangle(size, r, rng) for size in (rows, columns))
-    return np.linalg.svd(up @ down.T, compute_uv=False)
+    values: NDArray[np.float64] = np.linalg.svd(up @ down.T, compute_uv=False).astype(np.float64)
+    return values
 
 
 def _triangle(size: int, r: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Draw R of the QR decomposition of a size × r Gaussian matrix."""
     upper = np.triu(rng.standard_normal((r, r)), 1)
-    return upper + np.diag(np.sqrt(rng.chisquare(size - np.arange(r))))
+    triangle: NDArray[np.float64] = upper + np.diag(np.sqrt(rng.chisquare(size - np.arange(r))))
+    return triangle
 
 
 def _quantiles(count: int, beta: float) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -17,6 +18,7 @@ __all__ = ["DOUBLE", "KIND_COLORS", "KIND_MARKERS", "SINGLE", "SMALL", "characte
 SINGLE = 3.4  # inches, one column of a two-column page
 DOUBLE = 7.0  # inches, both columns
 SMALL = 6.0  # points, the smallest text anywhere
+_SCREEN = 120  # a notebook's pixels for an inch: the smallest text is as high as ten of them
 
 # Paul Tol's "muted" scheme: distinct for every common form of colour blindness.
 KIND_COLORS: Mapping[str, str] = MappingProxyType(
@@ -102,6 +104,16 @@ def characters(inches: float, points: float) -> int:
     return int(72 * inches / (0.575 * points))
 
 
+class _NotebookFigure(Figure):
+    """A figure that a notebook shows, though pyplot does not know it."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, float]]:
+        buffer = io.BytesIO()
+        with theme():
+            self.savefig(buffer, format="png", dpi=1.5 * _SCREEN, metadata={"Software": None})
+        return buffer.getvalue(), {"width": round(_SCREEN * self.get_figwidth())}
+
+
 def new_figure(width: float, height: float, caption: str = "") -> Figure:
     """Return an empty constrained figure of `width` by `height` inches, above its caption."""
     lines = textwrap.wrap(caption, characters(width - 0.2, SMALL))
@@ -110,7 +122,7 @@ def new_figure(width: float, height: float, caption: str = "") -> Figure:
     engine = ConstrainedLayoutEngine(
         rect=(0.0, strip / total, 1.0, height / total), w_pad=0.04, h_pad=0.04
     )
-    figure = Figure(figsize=(width, total), layout=engine)
+    figure = _NotebookFigure(figsize=(width, total), layout=engine)
     if lines:
         figure.text(
             0.1 / width, 0.04 / total, "\n".join(lines), size=SMALL, va="bottom", color="0.3"

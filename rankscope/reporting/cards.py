@@ -7,15 +7,19 @@ from typing import Any
 
 import pandas as pd
 
-from rankscope.analysis.amplification import AmplificationResult
-from rankscope.analysis.compare import CompareResult
 from rankscope.analysis.intruders import IntrudersResult
 from rankscope.analysis.verdicts import MOSTLY, summaries
 from rankscope.reporting.document import Card
 from rankscope.reporting.nulls import with_random
 from rankscope.reporting.numbers import rounded, short_name
 from rankscope.reporting.tabular import SIDES
-from rankscope.results import RankResult, Result, SimilarityResult
+from rankscope.results import (
+    AmplificationResult,
+    CompareResult,
+    RankResult,
+    Result,
+    SimilarityResult,
+)
 
 __all__ = ["cards_of"]
 
@@ -141,7 +145,7 @@ def _whole(result: CompareResult) -> Iterator[Card]:
 
 
 def _pairs(subject: str, pairs: pd.DataFrame, shared: pd.Series[Any]) -> Card:
-    ends = [pairs.loc[pairs.phi.idxmin()], pairs.loc[pairs.phi.idxmax()]]
+    ends: list[Any] = [pairs.iloc[int(pairs.phi.argmin())], pairs.iloc[int(pairs.phi.argmax())]]
     low, high = (
         f"{rounded(end.phi, '2')} ({_pair(end.name)}; by chance {rounded(end.chance, '2')})"
         for end in ends

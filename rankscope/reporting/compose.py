@@ -121,7 +121,7 @@ def _failures(findings: Sequence[Finding]) -> list[dict[str, Any]]:
 def _unread(findings: Sequence[Finding], unread: Mapping[str, Sequence[str]]) -> Iterator[Table]:
     """Yield the tensors that are no update: with what they are where that was looked up."""
     listed = [getattr(one.result, "tensors", None) for one in of_command(findings, "info")]
-    roles = {}
+    roles: dict[str, Any] = {}
     for tensors in listed:
         if tensors is not None and len(tensors):
             rows = tensors[~tensors.role.isin(_READ)]

@@ -44,7 +44,7 @@ def chart(spectra: Mapping[int, Sequence[float]], label: str) -> Chart | None:
     ]
     ends = [rounded(end, "norm") for end in (top, lowest)]
     words = f"Singular values of {label}, logarithmic: {ends[0]} to {ends[1]} over {longest}"
-    return Chart(lines, *ends, str(longest), words)
+    return Chart(lines, ends[0], ends[1], str(longest), words)
 
 
 def _path(s: NDArray[np.float64], longest: int, low: float, high: float) -> str:

@@ -79,8 +79,8 @@ class Report(Result):
         else:
             writer(self.findings, Path(path), names=self.names, unread=self.unread)
 
-    def to_text(self) -> str:
-        """Return the verdicts, each with its null."""
+    def to_text(self, width: int | None = None) -> str:
+        """Return the verdicts, each with its null, a line each whatever the width."""
         return "\n".join(map(_said, self.table.itertuples()))
 
     def extra(self) -> dict[str, Any]:
@@ -165,8 +165,8 @@ def report(
     about = (
         [("info", partial(info, *paths, base=base, alpha=alpha, tensors=True))] if paths else []
     )
-    options = {"skip": skip, "cache": cache, "seed": seed, "device": device}
-    return measure(sets, partial(_run, how), about=about, **options)
+    runner = partial(_run, how)
+    return measure(sets, runner, about=about, skip=skip, cache=cache, seed=seed, device=device)
 
 
 def measure(
@@ -211,7 +211,7 @@ def _analyses(
         return command, of, lambda: runner(label, make())
 
     for name, updates in sets.items():
-        given = {"seed": seed, "device": device}
+        given: dict[str, Any] = {"seed": seed, "device": device}
         yield study("rank", name, make=partial(rank_study, updates, **given))
         yield study("spectrum", name, make=partial(spectrum_study, updates, **given))
     if len(sets) == 2:
@@ -221,7 +221,7 @@ def _analyses(
         yield study("compare", *names, make=partial(compare_study, sets, device=device))
     for name, updates in sets.items():
         if updates.base is not None:
-            given = {"cache": cache, "device": device}
+            given = {"cache": cache, "device": device}  # no seed: intruders draws nothing
             if "amplification" not in skip:
                 one = partial(amplification_study, updates, seed=seed, **given)
                 yield study("amplification", name, make=one)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -105,7 +105,8 @@ def _rows(one: Finding) -> dict[str, list[Any]]:
         return {}
     table = with_random(table) if one.command == "rank" else table
     found: dict[str, list[Any]] = {}
-    for row in table.itertuples(index=False):
+    listed: Iterable[Any] = table.itertuples(index=False)
+    for row in listed:
         found.setdefault(row.module, []).append(row)
     return found
 
@@ -187,7 +188,8 @@ def _shared(findings: Sequence[Finding]) -> dict[str, list[Any]]:
     """Return what all sources share in every module."""
     found: dict[str, list[Any]] = {}
     for one in of_command(findings, "compare"):
-        for row in getattr(one.result, "shared", pd.DataFrame()).itertuples():
+        listed: Iterable[Any] = getattr(one.result, "shared", pd.DataFrame()).itertuples()
+        for row in listed:
             found.setdefault(row.module, []).append(row)
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -80,8 +80,9 @@ def map_of(
         return None
     share = rows[column].astype(float) / (most if isinstance(most, float) else most[rows.index])
     layers = sorted({int(layer) for layer in rows.layer})
-    at = {}
-    for row, part in zip(rows.itertuples(), share, strict=True):
+    at: dict[tuple[Any, int], tuple[str, int, str]] = {}
+    listed: Iterable[Any] = rows.itertuples()
+    for row, part in zip(listed, share, strict=True):
         text = f"{short_name(row.module)}: {rounded(getattr(row, column), '2')}"
         found = (anchors.get(row.module, ""), _level(float(part)), text)
         at.setdefault((row.kind, int(row.layer)), found)

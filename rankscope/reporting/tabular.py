@@ -93,7 +93,7 @@ def by_kind(
     titles = [_column(table[name], name, command) for name in present]
     rows = []
     for keys, group in groups:
-        words = [Cell(SIDES.get(key, short_name(str(key)))) for key in keys]
+        words = [Cell(SIDES.get(str(key), short_name(str(key)))) for key in keys]
         rows.append(
             [*words, Cell(f"{len(group)}"), *(_middle(group, c, command) for c in present)]
         )

@@ -18,7 +18,7 @@ import torch
 
 from rankscope.errors import OutputError, UpdateError
 from rankscope.io.write import replacing
-from rankscope.tables import as_latex, as_markdown, as_text, plain, short
+from rankscope.tables import as_html, as_latex, as_markdown, as_text, html_text, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,6 +40,8 @@ FIGURE_SUFFIXES = (".svg", ".pdf", ".png")
 REPORT_SUFFIXES = (".html",)
 # Pages are made in a room above this one: named, and loaded when one is written.
 _REPORTING = "rankscope.reporting"
+# Where a notebook's MathJax looks for none.
+NO_FORMULAS = "tex2jax_ignore mathjax_ignore"
 
 
 def provenance(
@@ -165,9 +167,23 @@ class Result:
         lines.extend(f"note: {note}" for note in self.notes)
         return "\n".join(lines)
 
+    def folded(self) -> dict[str, pd.DataFrame]:
+        """Return the tables that a notebook shows folded under the first, by their headings."""
+        return {"could not be measured": pd.DataFrame(self.failures)}
+
     def _repr_html_(self) -> str:
-        html: str = self.shown().to_html(max_rows=20, index=False, float_format=short, na_rep="–")
-        return html
+        parts = [f"<p><b>{type(self).__name__}</b>: {len(self.table)} rows</p>"]
+        parts.append(as_html(self.shown()))
+        parts += [
+            f"<details><summary>{html_text(heading)}: {len(table)} rows</summary>"
+            f"{as_html(table)}</details>"
+            for heading, table in self.folded().items()
+            if len(table)
+        ]
+        notes = "".join(f"<li>{html_text(note, 2000)}</li>" for note in self.notes)
+        parts.append(f"<p>Notes</p><ul>{notes}</ul>" if notes else "")
+        # A dollar sign in a name is no formula.
+        return f'<div class="{NO_FORMULAS}">{"".join(parts)}</div>'
 
 
 def unknown_suffix(

@@ -94,6 +94,11 @@ class CompareResult(Result):
         """Return the pairs; of a series its steps."""
         return self.series if len(self.series) else self.table
 
+    def folded(self) -> dict[str, pd.DataFrame]:
+        """Return what all sources share, the groups and the steps, where there are any."""
+        tables = {"shared by all": self.shared, "groups": self.groups, "series": self.series}
+        return {name: table for name, table in tables.items() if len(table)} | super().folded()
+
     def to_text(self, width: int | None = None) -> str:
         """Return the pairs, then the groups and the steps where there are any."""
         tables = [as_text(table, width) for table in (self.groups, self.series) if len(table)]

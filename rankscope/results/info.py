@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 
 from rankscope.results.base import Result, without_experts
 from rankscope.tables import as_text, plain
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["InfoResult"]
 
@@ -52,6 +49,12 @@ class InfoResult(Result):
         """Return the lists and the metadata, where they were asked for."""
         lists = {name: table.to_dict("records") for name, table in self._lists().items()}
         return lists | ({} if self.metadata is None else {"metadata": self.metadata})
+
+    def folded(self) -> dict[str, pd.DataFrame]:
+        """Return the lists of modules and tensors, where they were asked for."""
+        return {name: without_experts(table) for name, table in self._lists().items()} | (
+            super().folded()
+        )
 
     def _lists(self) -> dict[str, pd.DataFrame]:
         lists = {"modules": self.modules, "tensors": self.tensors}

@@ -65,17 +65,19 @@ class Advice:
             "rows": self.table.to_dict(orient="records"),
         }
 
-    def to_text(self, width: int | None = None) -> str:
-        """Return the ranks of a module side by side, the advised one's cost, and the pattern."""
+    def side_by_side(self) -> pd.DataFrame:
+        """Return a row per module: its rank by every rule, and the cost of the advised one."""
         wide = self.table.pivot(index="module", columns="rule", values="rank")
         costs = self.chosen.set_index("module")[["relative_error", "parameters", "bytes"]]
         order = list(dict.fromkeys(self.table.module))
-        wide = wide[list(dict.fromkeys(self.table.rule))].join(costs).loc[order]
+        return wide[list(dict.fromkeys(self.table.rule))].join(costs).loc[order].reset_index()
+
+    def to_text(self, width: int | None = None) -> str:
+        """Return the ranks of a module side by side, the advised one's cost, and the pattern."""
         size = f"{self.chosen.parameters.sum():,} parameters, {self.chosen.bytes.sum():,} bytes"
         pattern = json.dumps({"rank_pattern": self.rank_pattern}, ensure_ascii=False)
-        return (
-            f"{as_text(wide.reset_index(), width)}\n{self.rule}: {size} in {self.dtype}\n{pattern}"
-        )
+        text = as_text(self.side_by_side(), width)
+        return f"{text}\n{self.rule}: {size} in {self.dtype}\n{pattern}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -128,10 +130,14 @@ class RankResult(Result):
 
     def to_text(self, width: int | None = None) -> str:
         """Return the table, then the advice where it was asked for."""
-        parts = [super().to_text(width)] + (
-            [] if self.advice is None else [self.advice.to_text(width)]
-        )
-        return "\n\n".join(parts)
+        text = super().to_text(width)
+        return text if self.advice is None else f"{text}\n\n{self.advice.to_text(width)}"
+
+    def folded(self) -> dict[str, pd.DataFrame]:
+        """Return the advice, where it was asked for."""
+        advice = self.advice
+        shown = {} if advice is None else {f"advised ({advice.rule})": advice.side_by_side()}
+        return shown | super().folded()
 
     def extra(self) -> dict[str, Any]:
         """Return the advice, where it was asked for."""

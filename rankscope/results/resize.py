@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import pandas as pd
+
 from rankscope.io.write import check_empty, is_folder
 from rankscope.results.base import Result
 from rankscope.tables import short
@@ -65,6 +67,10 @@ class ResizeResult(Result):
         size = f"{self.total['parameters']:,} parameters, {self.total['bytes']:,} bytes"
         totals = f"total: {size}, energy kept {short(kept)}, relative error {short(error)}"
         return f"{super().to_text(width)}\n{totals}"
+
+    def folded(self) -> dict[str, pd.DataFrame]:
+        """Return the totals."""
+        return {"total": pd.DataFrame([self.total])} | super().folded()
 
     def extra(self) -> dict[str, Any]:
         """Return the totals and what the adapter does not hold."""

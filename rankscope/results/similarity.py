@@ -84,6 +84,10 @@ class SimilarityResult(Result):
             )
         return "\n".join(map(printable, lines))
 
+    def folded(self) -> dict[str, pd.DataFrame]:
+        """Return in words what the modules of every side and kind show together."""
+        return {"verdicts": pd.DataFrame(self.verdicts)} | super().folded()
+
     def grid(self, module: str, side: str = "right") -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return φ(i, j) of one module and side, (rank_a, rank_b), cell ``[i-1, j-1]``.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import platform
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,9 +19,9 @@ import numpy as np
 import safetensors
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from rankscope.errors import RankscopeError
+from rankscope.io.progress import progress_bar
 from rankscope.training import folder
 from rankscope.training.checks import out_of_range
 from rankscope.training.config import TrainingConfig
@@ -69,7 +68,7 @@ def train(
     resume : bool
         Go on with the unfinished run in `out`. A finished one is returned as it is.
     progress : bool or callable
-        True shows a bar on a terminal; a callable gets every row of the log.
+        True shows a bar on a terminal and in a notebook; a callable gets every row of the log.
     stop_at : int, optional
         Stop after this step, resumable, with the learning rates of the whole run.
 
@@ -319,13 +318,12 @@ def _reporter(
     if callable(progress):
         yield progress
         return
-    with tqdm(
+    with progress_bar(
+        progress=progress,
         total=config.steps,
         initial=first,
         desc=f"{config.method} on {config.task}",
         unit="step",
-        file=sys.stderr,
-        disable=None if progress else True,  # None: silent off a terminal
     ) as bar:
 
         def report(row: Row) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from rankscope.errors import RankscopeError
+from rankscope.io.progress import progress_bar
 
 __all__ = ["map_modules"]
 
@@ -16,7 +14,7 @@ T = TypeVar("T")
 
 
 def map_modules(
-    modules: Sequence[str], measure: Callable[[str], Iterable[T]], *, progress: bool
+    modules: Sequence[str], measure: Callable[[str], Iterable[T]], *, progress: bool | None
 ) -> tuple[list[T], list[dict[str, Any]]]:
     """Return what every module gives that can be measured, and why the others give nothing.
 
@@ -26,8 +24,8 @@ def map_modules(
         In the order of the results.
     measure : callable
         From a module's name to its results.
-    progress : bool
-        Whether to show a bar; it goes to stderr and is silent off a terminal.
+    progress : bool or None
+        Whether to show a bar, see `progress_bar`.
 
     Returns
     -------
@@ -42,7 +40,7 @@ def map_modules(
     results: list[T] = []
     failures: list[dict[str, Any]] = []
     first: RankscopeError | None = None
-    bar = tqdm(modules, unit="module", file=sys.stderr, disable=None if progress else True)
+    bar = progress_bar(progress=progress, iterable=modules, unit="module")
     for module in bar:
         try:
             results.extend(measure(module))

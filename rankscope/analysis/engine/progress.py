@@ -1,14 +1,12 @@
-"""How far a run has come: a bar by work and not by count, on a terminal alone."""
+"""How far a run has come: a bar by work and not by count."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Generator, Mapping
 from contextlib import closing
 
-from tqdm import tqdm
-
 from rankscope.analysis.engine.task import Outcome, Task
+from rankscope.io.progress import progress_bar
 
 __all__ = ["shown"]
 
@@ -16,12 +14,12 @@ _BAR = "{percentage:3.0f}%|{bar:20}| {postfix}, {elapsed} gone, {remaining} left
 
 
 def shown(
-    outcomes: Generator[Outcome, None, None], tasks: Mapping[str, Task], *, progress: bool
+    outcomes: Generator[Outcome, None, None], tasks: Mapping[str, Task], *, progress: bool | None
 ) -> Generator[Outcome, None, None]:
-    """Yield outcomes and show how far they are; silent where stderr is no terminal."""
+    """Yield outcomes and show how far they are, see `progress_bar`."""
     slowest = Outcome("", seconds=-1.0)
     total = sum(task.work for task in tasks.values())
-    bar = tqdm(total=total, bar_format=_BAR, file=sys.stderr, disable=None if progress else True)
+    bar = progress_bar(progress=progress, total=total, bar_format=_BAR)
     with bar, closing(outcomes):
         for count, outcome in enumerate(outcomes, 1):
             slowest = max(slowest, outcome, key=lambda one: one.seconds)

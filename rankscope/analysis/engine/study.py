@@ -49,8 +49,9 @@ class How(TypedDict, total=False):
     memory : int
         Bytes that this process and the others may hold together, the pages of files apart;
         where they do not suffice for all jobs, fewer are used.
-    progress : bool
-        Show a bar on a terminal.
+    progress : bool or None
+        True shows a bar on a terminal and in a notebook, False none. Unless given, long work
+        shows one in a notebook only.
     """
 
     jobs: int
@@ -61,7 +62,7 @@ class How(TypedDict, total=False):
     resume: bool
     shard: tuple[int, int] | None
     memory: int | None
-    progress: bool
+    progress: bool | None
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def run(study: Study, how: How) -> Result:
             done = dict(journal.done)
         left = {task.item: task for task in tasks if task.item not in done}
         outcomes, notes = _outcomes(study, list(left.values()), how, threads, stack)
-        with closing(shown(outcomes, left, progress=how.get("progress", False))) as coming:
+        with closing(shown(outcomes, left, progress=how.get("progress"))) as coming:
             for outcome in coming:
                 done[outcome.item] = outcome if journal is None else journal.append(outcome)
     mine = {task.item for task in tasks}
