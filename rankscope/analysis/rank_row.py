@@ -57,6 +57,7 @@ COLUMNS = {
     "noise_share": "float64",
     "noise_gain": "float64",
     "noise_affected": "object",  # a list of columns
+    "factor_rank": "Int64",
     "nuclear_rank": "float64",
     "bulk_edge": "float64",
     "bulk_edge_rank": "Int64",
@@ -108,6 +109,7 @@ def rank_row(subject: Subject, spectrum: Spectrum, seed: int) -> dict[str, Any]:
         "state": _state(zero, above, spectrum, ranks["top1_energy"]),
         "method": spectrum.method,
         "error_bound": spectrum.error_bound,
+        "factor_rank": site.rank,
     }
 
 

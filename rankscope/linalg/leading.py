@@ -91,12 +91,12 @@ class _Problem:
         """Return how many of the values wanted are more than round-off."""
         return int((values[: self.k] > self.floor * values[0]).sum())
 
-    def turn(self, values: Float[Tensor, " c"], blur: float) -> float:
-        """Return the sine by which round-off, in float64 and `blur`, may turn the directions."""
+    def turned(self, values: Float[Tensor, " c"], blur: float) -> Float[Tensor, " kept"]:
+        """Return the sines by which round-off, in float64 and `blur`, may turn each cut."""
         kept = self.kept(values)
         error = blur + max(self.matrix.shape) * torch.finfo(torch.float64).eps * values[0].item()
-        following = values[kept] if len(values) > kept else values.new_tensor(0.0)
-        return turns(values[kept - 1] - following, error).item()
+        following = torch.cat([values[1:], values.new_zeros(1)])[:kept]
+        return turns(values[:kept] - following, error)
 
 
 def leading_svd(
@@ -242,7 +242,7 @@ def _aside(ritz: Ritz, problem: _Problem) -> int:
     while count <= min(converged, len(values) - 1):
         following = values[count].item()
         sines = cut_sines(values[:count], residuals[:count], _BLUNT * following, kept)
-        if sines[-1] + problem.turn(values[: count + 1], 0.0) <= problem.tolerance / 2:
+        if sines[-1] + problem.turned(values[: count + 1], 0.0)[-1] <= problem.tolerance / 2:
             now = count + _STEP / math.acosh(last / max(following, 1e-3 * last))
             best, cost = (count, now) if now < cost else (best, cost)
         count = math.ceil(1.1 * count)
@@ -256,10 +256,10 @@ def _certified(problem: _Problem, ritz: Ritz, count: int) -> Certified | None:
     kept = problem.kept(s)
     dtype, slack = _arithmetic(problem, s[kept - 1].item() - following)
     left, right = found.left.to(dtype), found.right.to(dtype)
-    guess, turn = max(following, slack), problem.turn(s, found.blur)
+    guess, turned = max(following, slack), problem.turned(s, found.blur)
     bounds = remainder_bounds(problem.matrix, left, right, guess, len(ritz.values))
     for rest in chain([_frobenius(problem.size, s, norms)], bounds):
-        sines = cut_sines(s, norms, rest + slack, kept) + turn
+        sines = cut_sines(s, norms, rest + slack, kept) + turned
         if sines[-1] <= problem.tolerance:
             tail, errors = _tail_and_errors(s, norms, rest + slack, kept)
             missing = errors.new_ones(k - kept)
@@ -310,7 +310,7 @@ def _polished(problem: _Problem, ritz: Ritz, count: int) -> Triplets:
     found = rayleigh_ritz(problem.matrix, ritz.right(count))
     for _ in range(_POLISH):
         sines = cut_sines(found.values, _norms(found), rest, problem.kept(found.values))
-        sine = sines[-1].item() + problem.turn(found.values, found.blur)
+        sine = sines[-1].item() + problem.turned(found.values, found.blur)[-1].item()
         if sine <= 0.75 * problem.tolerance or sine > before / 2:
             break
         found, before = power_step(problem.matrix, found, problem.size), sine

@@ -20,25 +20,26 @@ _GRID = 4096
 
 
 @lru_cache(maxsize=256)
-def unstructured_spectrum(rows: int, columns: int, ceiling: int) -> Float[Tensor, " q"]:
+def unstructured_spectrum(rows: int, columns: int, rank: int | None) -> Float[Tensor, " q"]:
     r"""Return the singular values of a random update, in units of the largest.
 
-    Of a low-rank form it is the mean spectrum of B A with independent Gaussian entries: the
+    Of two factors it is the mean spectrum of B A with independent Gaussian entries: the
     triangles of their QR decompositions are drawn directly (Bartlett: χ on the diagonal,
-    normal above it), so that only r × r matrices are decomposed. Of a full matrix it is the
-    Marchenko–Pastur law's quantiles.
+    normal above it), so that only r × r matrices are decomposed; where r is no less than a
+    side, B and A themselves are drawn. Of a full matrix it is the Marchenko–Pastur law's
+    quantiles.
 
     Parameters
     ----------
     rows, columns : int
         The shape of the update.
-    ceiling : int
-        The largest rank that its form can have: r of two factors.
+    rank : int or None
+        r of two factors, which may exceed a side; None for a full matrix.
 
     Returns
     -------
     (q,) Tensor
-        Descending from 1, ``q = min(rows, columns, ceiling)``; the same in every call.
+        Descending from 1, ``q = min(rows, columns, rank)``; the same in every call.
 
     References
     ----------
@@ -49,14 +50,15 @@ def unstructured_spectrum(rows: int, columns: int, ceiling: int) -> Float[Tensor
     --------
     >>> unstructured_spectrum(100, 50, 1).tolist()
     [1.0]
-    >>> s = unstructured_spectrum(4000, 4000, 4000)
-    >>> round((s.square().sum() / 4000).item(), 3)  # a square matrix of noise: 1/4
-    0.25
+    >>> s = unstructured_spectrum(4000, 4000, None)
+    >>> round((s.square().sum() / 4000).item(), 3)  # a square matrix of noise: about 1/4
+    0.251
     """
     short, long = sorted((rows, columns))
-    if ceiling < short:
-        rng = np.random.default_rng([rows, columns, ceiling])
-        draws = [_product(rows, columns, ceiling, rng) for _ in range(_DRAWS)]
+    if rank is not None:
+        rng = np.random.default_rng([rows, columns, rank])
+        # The larger a matrix, the less its spectrum varies from draw to draw.
+        draws = [_product(rows, columns, rank, rng) for _ in range(_DRAWS if rank < short else 1)]
         values = np.mean(draws, axis=0)
     else:
         values = _quantiles(short, short / long) if short else np.zeros(0)
@@ -70,7 +72,9 @@ def _product(rows: int, columns: int, r: int, rng: np.random.Generator) -> NDArr
 
 
 def _triangle(size: int, r: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Draw R of the QR decomposition of a size × r Gaussian matrix."""
+    """Draw R of the QR decomposition of a size × r Gaussian matrix; the matrix if r is larger."""
+    if r >= size:
+        return rng.standard_normal((size, r))
     upper = np.triu(rng.standard_normal((r, r)), 1)
     triangle: NDArray[np.float64] = upper + np.diag(np.sqrt(rng.chisquare(size - np.arange(r))))
     return triangle

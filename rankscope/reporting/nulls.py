@@ -18,12 +18,16 @@ def with_random(table: pd.DataFrame) -> pd.DataFrame:
 
     Examples
     --------
-    >>> row = {"rows": [9], "columns": [9], "ceiling": [1]}
+    >>> row = {"rows": [9], "columns": [9], "factor_rank": [1]}
     >>> with_random(pd.DataFrame(row)).random_effective.tolist()
     [1.0]
     """
-    forms = table[["rows", "columns", "ceiling"]].itertuples(index=False)
-    spectra = [unstructured_spectrum(*map(int, form)) for form in forms]
+    spectra = [
+        unstructured_spectrum(int(rows), int(columns), None if pd.isna(rank) else int(rank))
+        for rows, columns, rank in zip(
+            *(table[name] for name in ("rows", "columns", "factor_rank")), strict=True
+        )
+    ]
     return table.assign(
         random_effective=[effective_rank(s) for s in spectra],
         random_energy_90=[energy_rank(s, 0.9) for s in spectra],
