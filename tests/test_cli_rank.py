@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from rankscope.cli import cli
 
 EXTRA = (
-    "noise_share noise_gain noise_affected nuclear_rank bulk_edge bulk_edge_rank"
+    "noise_share noise_gain noise_affected factor_rank nuclear_rank bulk_edge bulk_edge_rank"
     " hard_threshold_rank base_cosine relative_rank_1 rank_above_base decay_exponent"
     " decay_distance decay_tail"
 )

@@ -61,7 +61,6 @@ def test_another_method_task_and_labels_are_chosen_by_flags(base, tmp_path):
         1,
         "shuffled",
         1,
-        3,
         None,
     ]
     assert set(record["evaluation"]) == {"slots", "mixture"}

@@ -88,5 +88,5 @@ def with_a_killer(*arguments, **options):
     """Return the study of `rank` whose second module kills the process that measures it."""
     true = rank_study(*arguments, **options)
     tasks = list(true.tasks)
-    tasks[1] = replace(tasks[1], function=die, arguments=())
+    tasks[1] = replace(tasks[1], function=die, arguments=(), device=None)
     return replace(true, tasks=tasks)
