@@ -6,6 +6,7 @@ from oracles import gaussian, haar, peft_tensors, with_spectrum
 from torch.testing import assert_close
 
 from rankscope.analysis.ablation import truncate
+from rankscope.analysis.intruders import intruders
 from rankscope.errors import SourceError, UpdateError
 from rankscope.io.sources import open_updates
 
@@ -92,6 +93,18 @@ def test_the_intruder_is_found_and_removed(rng):
     assert result.table.directions[0] >= 1
     assert result.updates["w"].norm() < 0.3 * 10
     assert truncate(base, base=base, directions="intruder").table.directions.tolist() == [0]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_intruders_are_those_that_are_counted(side, rng):
+    d = 32  # nearly equal values of W mix under a small update, and are no intruders
+    values = torch.linspace(1.001, 1.0, d, dtype=torch.float64)
+    weight = haar(d, d, rng) * values @ haar(d, d, rng).T
+    tuned, base = pair(0.02 * gaussian(d, d, rng=rng) / d**0.5, weight)
+    count = intruders(tuned, base=base, k=10).table.set_index("side").intruders[side]
+    chosen = truncate(tuned, base=base, directions="intruder", k=10, side=side)
+    assert chosen.table.directions.tolist() == [count]
+    assert count < 10
 
 
 def test_noise_is_what_lies_below_its_edge(rng):

@@ -9,13 +9,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import haar
+from oracles import haar, write_peft
 from scipy import stats
-from section7 import D, experiment, row, write_adapter
+from section7 import D, experiment, modules, row, write_adapter
 
 from rankscope.errors import SourceError
 from rankscope.experiments.claims import as_json, claims, shown
-from rankscope.experiments.claims_directions import rest_beyond_chance
+from rankscope.experiments.claims_directions import _random, rest_beyond_chance
+from rankscope.experiments.claims_scores import score_claims
 from rankscope.experiments.evidence import Evidence, Rule, judged, untested
 from rankscope.experiments.measured import Pair, Runs
 from rankscope.experiments.statistics import (
@@ -44,7 +45,7 @@ def test_noninferiority_is_students_t():
     losses, margin = [0.004, -0.002, 0.001], 0.01
     expected = stats.ttest_1samp(losses, margin, alternative="less").pvalue
     assert noninferior_p_value(losses, margin) == pytest.approx(expected)
-    assert noninferior_p_value([0.02, 0.02], margin) == 1.0
+    assert math.isnan(noninferior_p_value([0.1 + 0.2, 0.3], margin))  # they do not vary
 
 
 def test_a_rising_row_is_not_falling():
@@ -91,7 +92,7 @@ def test_only_the_first_direction_in_common_leaves_no_rest(rng):
 
 
 def evidence(**fields):
-    return Evidence(claim="c", statistic="s", n=3, **fields)
+    return Evidence(claim="c", statistic="s", n=3, **{"value": 0.0, **fields})
 
 
 def test_rules():
@@ -107,12 +108,13 @@ def test_rules():
         ]
     )
     assert table.held.tolist() == [True, False, False, True, True, False, pd.NA]
-    assert table.p_adjusted.isna().tolist() == [False] * 4 + [True] * 3
-    assert table.p_adjusted[0] == pytest.approx(0.02)  # of four tests, two have 0.01
+    # The effect's p and the controls' are none of the family.
+    assert table.p_adjusted.isna().tolist() == [False] * 3 + [True] * 4
+    assert table.p_adjusted[0] == pytest.approx(0.015)  # of three tests, two have 0.01
 
 
 def test_one_unit_alone_shows_no_effect():
-    table = judged([Evidence(claim="c", statistic="s", agrees=True, p=0.5, n=1)])
+    table = judged([Evidence(claim="c", statistic="s", value=1.0, agrees=True, p=0.5, n=1)])
     assert table.held.isna().all()
 
 
@@ -124,8 +126,9 @@ def held(table, words):
 
 def test_planted_top_directions_are_shared_and_nothing_else(tmp_path, rng):
     scores = {
-        (rank, s): {"token_accuracy": 0.9 + s / 1e4} for rank in (1, 4, 8, 0) for s in range(3)
+        (rank, s): {"token_accuracy": 0.9 + s * rank / 1e5} for rank in (4, 8, 0) for s in range(3)
     }
+    scores |= {(1, s): {"token_accuracy": 0.5} for s in range(3)}
     scores |= {(2, s): {"token_accuracy": 0.5 + s / 1e3} for s in range(3)}
     runs = Runs(experiment(tmp_path, rng, scores=scores))
     assert runs.ranks == (2, 8)
@@ -142,7 +145,9 @@ def test_planted_top_directions_are_shared_and_nothing_else(tmp_path, rng):
 
 
 def test_random_runs_hold_none_of_it(tmp_path, rng):
-    scores = {(rank, s): {"token_accuracy": 0.5 + s / 1e3} for rank in (1, 2, 4) for s in range(3)}
+    scores = {
+        (rank, s): {"token_accuracy": 0.5 + s * rank / 1e3} for rank in (1, 2, 4) for s in range(3)
+    }
     runs = Runs(experiment(tmp_path, rng, shared=False, scores=scores))
     table = claims(runs)
     assert not any(held(table, ["share the top direction"]))
@@ -154,15 +159,108 @@ def test_random_runs_hold_none_of_it(tmp_path, rng):
 def test_controls_with_one_start_and_with_shuffled_labels(tmp_path, rng):
     index = experiment(tmp_path, rng, ranks=(2, 8), seeds=(0, 1))
     rows = [index]
-    alike = index[index.name == "sql-qv-r8-s0"].assign(name="sql-qv-r8-s1-init0", seed=1)
-    write_adapter(tmp_path / "shuffled", 8, rng)
-    other = row("sql-qv-r8-s0-shuffled", tmp_path / "shuffled", rank=8, labels="shuffled")
-    runs = Runs(pd.concat([*rows, alike, pd.DataFrame([other])], ignore_index=True))
+    for rank in (2, 8):
+        first = index[index.name == f"sql-qv-r{rank}-s0"]
+        rows.append(first.assign(name=f"sql-qv-r{rank}-s1-init0", seed=1))
+    others = []
+    for seed in (0, 1):
+        write_adapter(tmp_path / f"shuffled{seed}", 8, rng)
+        fields = {"rank": 8, "seed": seed, "labels": "shuffled"}
+        name = f"sql-qv-r8-s{seed}-shuffled"
+        others.append(row(name, tmp_path / f"shuffled{seed}", **fields))
+    one = claims(Runs(pd.concat([*rows[:2], pd.DataFrame(others[:1])], ignore_index=True)))
+    assert held(one, ["started alike"]) == held(one, ["shuffled"]) == [pd.NA]  # a coin toss
+    runs = Runs(pd.concat([*rows, pd.DataFrame(others)], ignore_index=True))
     table = claims(runs)
     assert held(table, ["started alike"]) == [True]
+    alike = table[table.claim.str.contains("started alike")].iloc[0]
+    assert (alike.n, alike.p != alike.p) == (2, True)
     found = table[table.claim.str.contains("shuffled")].iloc[0]
     assert found.value < found.control
     assert found.chance == pytest.approx(8 / D)
+
+
+def test_controls_that_share_a_direction_are_not_at_chance(tmp_path, rng, monkeypatch):
+    monkeypatch.setattr(Runs, "drawn", lambda self, name, seed: name)  # they are the runs
+    runs = Runs(experiment(tmp_path, rng, ranks=(2, 8)))
+    found = _random(runs)
+    assert found.p == pytest.approx(2 / 20000)
+    assert judged([found]).held.tolist() == [False]
+
+
+def test_random_directions_of_one_norm_fall_by_chance_and_have_no_p(tmp_path, rng):
+    table = claims(Runs(experiment(tmp_path, rng, shared=False)))
+    fall = table[table.claim.str.contains("falls with r")].iloc[0]
+    assert fall.rule == "effect"
+    assert math.isnan(fall.p)
+    assert math.isnan(fall.p_adjusted)
+    assert fall.chance == pytest.approx(8, rel=0.3)  # r times the growth of the norm
+    assert "random directions" in fall.says
+    one = claims(Runs(experiment(tmp_path / "one", rng, seeds=(0,))))
+    trends = one[one.claim.str.contains("falls with r|later directions")]
+    assert trends.held.isna().all()
+    assert all(says.startswith("not tested") for says in trends.says)
+
+
+def write_sharing(folder, rank, rng, common):
+    """An adapter whose first directions are `common`, the same in every module."""
+    own = haar(D, rank, rng)
+    right = torch.linalg.qr(torch.cat([common, own[:, common.shape[1] :]], dim=1))[0]
+    tensors = {}
+    for module in modules(("q", "v")):
+        key = f"base_model.model.{module}"
+        tensors[f"{key}.lora_A.weight"] = right.T.float().contiguous()
+        tensors[f"{key}.lora_B.weight"] = haar(D, rank, rng).float().contiguous()
+    write_peft(folder, tensors, r=rank, lora_alpha=rank)
+
+
+@pytest.mark.parametrize(("many", "expected"), [(1, True), (3, False)])
+def test_shared_directions_count_alike_at_all_ranks(many, expected, tmp_path, rng):
+    index = experiment(tmp_path, rng, ranks=(), seeds=(0, 1))
+    common = haar(D, many, rng)
+    rows = []
+    for rank in (4, 10):
+        for seed in (0, 1):
+            name = f"sql-qv-r{rank}-s{seed}"
+            write_sharing(tmp_path / name, rank, rng, common)
+            rows.append(row(name, tmp_path / name, rank=rank, seed=seed))
+    table = claims(Runs(pd.concat([index, pd.DataFrame(rows)], ignore_index=True)))
+    found = table[table.claim.str.contains("near chance")]
+    assert np.allclose(found.value, many, atol=0.01)
+    assert found.held[found.claim.str.startswith("r = 4")].tolist() == [expected] * 2
+    assert found.p.isna().all()  # pairs share runs
+
+
+def test_rank_1_has_no_other_directions(tmp_path, rng):
+    table = claims(Runs(experiment(tmp_path, rng, ranks=(1, 4))))
+    assert held(table, ["r = 1 and r = 4", "near chance"]) == [pd.NA] * 2
+    assert math.isnan(rest_beyond_chance(np.ones((1, 4)), 32))
+
+
+@pytest.mark.parametrize(
+    ("least", "gain", "expected"),
+    [(0.5, 1e-4, True), (0.899, 1e-4, pd.NA), (0.5, 0.0, pd.NA)],
+    ids=["sensitive", "nothing could be lost", "nothing varies"],
+)
+def test_not_worse_takes_a_loss_that_could_be_seen(least, gain, expected, tmp_path, rng):
+    scores = {(8, s): {"token_accuracy": 0.9} for s in range(3)}
+    scores |= {(4, s): {"token_accuracy": 0.9 + gain * s} for s in range(3)}
+    scores |= {(1, s): {"token_accuracy": least} for s in range(3)}
+    runs = Runs(experiment(tmp_path, rng, ranks=(1, 4, 8), scores=scores))
+    table = judged(score_claims(runs))
+    assert held(table, ["r = 4 as good as r = 8"]) == [expected]
+
+
+def test_what_is_undefined_is_not_tested():
+    assert math.isnan(reached_p_value(math.nan, np.zeros(9)))
+    table = judged([evidence(value=math.nan, agrees=True), evidence(value=1.0, agrees=True)])
+    assert table.held.tolist() == [pd.NA, True]
+
+
+def test_many_signs_are_drawn():
+    values = np.random.default_rng(0).normal(0.3, 1, size=40)
+    expected = stats.ttest_1samp(values, 0, alternative="greater").pvalue
+    assert sign_flip_p_value(values) == pytest.approx(expected, abs=0.02)
 
 
 def test_with_nothing_but_a_base_and_one_adapter_nothing_is_dropped(tmp_path, rng):

@@ -5,14 +5,16 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 from section7 import LAYERS, D, experiment, row, write_adapter
 
 from rankscope.experiments import tables, update_tables
-from rankscope.experiments.correlations import forgetting_correlations, spearman
+from rankscope.experiments.correlations import correlated, forgetting_correlations, spearman
 from rankscope.experiments.figures import FIGURES
 from rankscope.experiments.measured import Pair, Runs, across_seeds
 from rankscope.plots import figure_bytes
+from rankscope.plots.scores import plot_scores
 
 
 @pytest.fixture
@@ -126,7 +128,13 @@ def test_spearman_is_scipys():
     found = spearman(x, y)
     expected = stats.spearmanr(x, y)
     assert found["spearman"] == pytest.approx(expected.statistic)
-    assert found["p"] == pytest.approx(expected.pvalue)
+    assert found["p"] == pytest.approx(expected.pvalue, abs=0.01)
+    few = spearman(x[:6], y[:6])
+    orders = stats.permutation_test(
+        (x[:6],), lambda z: stats.spearmanr(z, y[:6]).statistic, permutation_type="pairings",
+        n_resamples=np.inf,
+    )  # fmt: skip
+    assert few["p"] == pytest.approx(orders.pvalue)
     assert found["low"] < found["spearman"] < found["high"] <= 1
     assert math.isnan(spearman(x, y * 0)["spearman"])
     assert math.isnan(spearman(x[:3], y[:3])["low"])
@@ -137,7 +145,59 @@ def test_forgetting_goes_with_what_it_was_planted_with(tmp_path, rng):
     table = forgetting_correlations(Runs(experiment(tmp_path, rng, scores=scores)))
     lora = table[(table.methods == "LoRA") & (table.y == "forgetting")].set_index("x")
     assert lora.spearman["rank"] == pytest.approx(1.0)
-    assert lora.n["rank"] == 12
+    assert lora.conditions["rank"] == 4  # not 12: seeds are no conditions
+    assert lora.p["rank"] == pytest.approx(2 / 24)
+    assert (table.p_adjusted.dropna() >= table.p.dropna()).all()
+
+
+def forgotten(rng, conditions=6, seeds=3):
+    """Runs whose norm and forgetting depend on the condition alone, each by itself."""
+    rows = [
+        {"task": "sql", "method": "LoRA", "targets": "q,v", "rank": rank, "seed": seed}
+        for rank in range(1, conditions + 1)
+        for seed in range(seeds)
+    ]
+    drawn = {
+        name: np.repeat(rng.normal(size=conditions), seeds) + rng.normal(size=len(rows)) / 100
+        for name in ("relative_norm", "intruders", "forgetting")
+    }
+    return pd.DataFrame(rows).assign(**drawn)
+
+
+def test_seeds_of_a_condition_are_no_evidence(rng):
+    p = pd.concat([correlated(forgotten(rng)) for _ in range(25)]).p
+    assert len(p) == 200
+    assert (p < 0.05).mean() < 0.15
+
+
+def test_where_alpha_is_the_rank_both_rules_have_the_plain_run(tmp_path, rng):
+    index = experiment(tmp_path, rng, ranks=(2, 8), seeds=(0, 1))
+    held = row("sql-qv-r2-s0-alpha8", tmp_path / "sql-qv-r2-s0", rank=2, alpha=8.0)
+    runs = Runs(pd.concat([index, pd.DataFrame([held])], ignore_index=True))
+    table = tables.alpha_table(runs)
+    assert table["rank"].tolist() == [2, 2, 8, 8]
+    assert table.rule.tolist() == ["alpha fixed", "alpha/r fixed"] * 2
+    assert table.runs.tolist() == [1] * 4  # of the one seed with α held
+    assert table.loss[2] == table.loss[3]
+
+
+def test_a_module_without_k_directions_is_in_no_column():
+    names = ["norm_update", "projection_update", "norm_weight", "projection_weight"]
+    rows = [[4.0, 2.0, 9.0, 3.0], [1.0, math.nan, 7.0, 2.0], [1.0, math.nan, 1.0, 1.0]]
+    table = pd.DataFrame(rows, columns=names).assign(kind=["q", "q", "v"], projection_random=1.0)
+    means = update_tables.of_layers(table).set_index("kind")
+    assert means.loc["q", [*names, "excess", "left_out"]].tolist() == [4, 2, 9, 3, 2, 1]
+    assert means.loc["v", [*names, "excess"]].isna().all()
+    assert means.left_out["v"] == 1
+
+
+def test_one_seed_has_no_bar():
+    table = pd.DataFrame(
+        {"series": "LoRA", "trained_parameters": [1, 2], "token_accuracy": 0.5,
+         "token_accuracy_sd": [math.nan, 0.1]}
+    )  # fmt: skip
+    bars = plot_scores(table, ax=Figure().add_subplot()).containers[0][2][0]
+    assert [len(segment) for segment in bars.get_segments()] == [0, 2]
 
 
 def test_figures_have_their_panels(runs):

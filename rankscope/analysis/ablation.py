@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rankscope.analysis.decompositions import decomposed
 from rankscope.analysis.engine import map_modules
+from rankscope.analysis.intruders import _reach
 from rankscope.analysis.rank import rank
 from rankscope.analysis.selection import opened, with_base
 from rankscope.errors import UpdateError
@@ -106,10 +107,12 @@ class _Choice:
     def _intruders(self, weight: Tensor, update: Update) -> Tensor:
         base = decomposed(weight)
         tuned = svd(DenseUpdate(weight.double() + update.dense()), self.k)
-        theirs = base.right if self.side == "right" else base.left
-        own = tuned.right if self.side == "right" else tuned.left
-        assert own is not None  # svd() was asked for vectors
-        return own[:, closeness(own, theirs, base.values) < self.epsilon]
+        assert tuned.left is not None  # svd() was asked for vectors
+        assert tuned.right is not None
+        sides = {"right": (tuned.right, base.right), "left": (tuned.left, base.left)}
+        own, theirs = sides[self.side]
+        near = _reach(update, tuned.left, tuned.right)
+        return own[:, closeness(own, theirs, base.values, near) < self.epsilon]
 
 
 def truncate(
@@ -137,7 +140,8 @@ def truncate(
     directions : {"first", "shared", "intruder", "noise"}
         ``first``: the first k singular directions. ``shared``: the directions that `other` has
         too, those of ΔW's principal vectors whose cosine chance does not explain. ``intruder``:
-        those among the first k of W + ΔW that no direction of W resembles. ``noise``: those
+        those among the first k of W + ΔW that no direction of W resembles, as `intruders` counts
+        them. ``noise``: those
         beyond what rises above the rounding of the storage, or, where that is not known, above
         the bulk of a dense update.
     k : int, optional

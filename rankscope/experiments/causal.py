@@ -12,13 +12,13 @@ from torch import Tensor
 from rankscope.analysis.ablation import TruncateResult, truncate
 from rankscope.experiments.measured import Run, Runs, each
 from rankscope.io.updateset import UpdateSet
+from rankscope.training.draws import seed_of
 from rankscope.training.evaluate import Evaluation, evaluate
 from rankscope.training.folder import recorded_config
 from rankscope.training.weights import load_model
 
 __all__ = ["causal_table", "evaluator"]
 
-_SEED = 0  # of the controls' directions
 _ROWS = 64  # held-out rows of every loss
 _FIRST = (1, 4, 16)
 _COLUMNS = (
@@ -49,8 +49,10 @@ def causal_table(runs: Runs, rows: int = _ROWS, seeds: int = 2) -> pd.DataFrame:
         `directions` are ``none`` (the update as it is), ``all`` (removed: W itself in those
         matrices), ``first`` k, ``shared`` with the next seed, ``intruder`` or, of full
         fine-tunings, ``noise``; `action` is ``keep`` or ``remove``, `count` their mean number in
-        a matrix and `energy_share` the mean share of ‖ΔW‖² in them. A `control` keeps or removes
-        as many directions drawn at random with the same singular values.
+        a matrix and `energy_share` the mean share of ‖ΔW‖² in them. A `control` puts in the place
+        of the chosen part a matrix of its singular values along random directions, of both sides
+        and of each run's own: what is kept is that matrix alone, what is removed is ΔW less that
+        matrix. It takes no direction out of ΔW but adds a perturbation of the same size to it.
     """
     chosen = pd.concat([_adapters(runs), runs.whole()])
     chosen = chosen.groupby("rank", sort=False).head(seeds)
@@ -98,7 +100,7 @@ def _of_run(runs: Runs, run: Run, rows: int) -> Iterator[dict[str, Any]]:
         yield fixed | _row(result, remove=remove) | {"directions": name, "control": False}
     for options in _choices(runs, run):
         for remove in (False, True):
-            for control in (None, _SEED):
+            for control in (None, seed_of("causal", run.name)):
                 result = truncate(
                     updates, **options, remove=remove, control=control, evaluate=score
                 )

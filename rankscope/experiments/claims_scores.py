@@ -44,29 +44,37 @@ def _not_worse(
     high: pd.Series[float],
     task: str,
 ) -> Evidence:
-    """Return a test of non-inferiority over the seeds that both have, by paired Student's t."""
+    """Return a test of non-inferiority over the seeds that both have, by paired Student's t.
+
+    It is one only where a loss could have been seen: r = 1 must lose more than the margin in every
+    seed. Seeds are what the t is over; all runs answer the same held-out rows.
+    """
     statistic = f"token accuracy lost, less than {MARGIN} (one-sided paired t)"
     seeds = sorted(set(low.index) & set(high.index))
     if len(seeds) < _LEAST_SEEDS:
         return untested(claim, statistic, f"it takes {_LEAST_SEEDS} seeds of both")
     lost = (high[seeds] - low[seeds]).to_numpy(np.float64)
     least = _scores(runs, 1, task)
-    worst = (
-        float((high[seeds] - least[seeds]).mean()) if set(seeds) <= set(least.index) else math.nan
-    )
+    worst = (high - least).reindex(seeds).to_numpy(np.float64)
+    if not (worst > MARGIN).all():  # NaN where r = 1 was not trained
+        return untested(
+            claim, statistic, f"it takes r = 1 to lose more than {MARGIN} in every seed"
+        )
+    p = noninferior_p_value(lost.tolist(), MARGIN)
     return Evidence(
         claim=claim,
         statistic=statistic,
         value=float(lost.mean()),
-        control=worst,
-        p=noninferior_p_value(lost.tolist(), MARGIN),
+        control=float(worst.mean()),
+        p=p,
         rule=Rule.BEYOND,
         agrees=bool(lost.mean() < MARGIN),
         n=len(seeds),
         unit="seeds",
         seeds=len(seeds),
         says=f"{low[seeds].mean():.4f} ± {low[seeds].std():.4f} against {high[seeds].mean():.4f} "
-        f"± {high[seeds].std():.4f}; r = 1 on q and v loses {worst:.4f}",
+        f"± {high[seeds].std():.4f} on the same held-out rows; r = 1 on q and v loses "
+        f"{worst.mean():.4f}" + ("; not tested: the differences do not vary" * math.isnan(p)),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,8 @@ _Array = NDArray[np.float64]
 QUARTER = 0.25  # of the energy in W's own first directions: below it W does not emphasise them
 _NEAREST = 4  # the rank whose directions the paper looks at
 _DRAWS = 499
+_LEAST_RANKS, _LEAST_SEEDS = 3, 2
+_NO_TREND = "it takes three ranks below d, and two seeds of each"
 
 
 def weight_claims(runs: Runs) -> Iterator[Evidence]:
@@ -33,8 +36,8 @@ def weight_claims(runs: Runs) -> Iterator[Evidence]:
     for kind in ("q", "v"):
         yield _amplifies(runs, kind)
         yield _not_emphasised(runs, kind)
-    yield _falls(runs, "amplification", "the amplification by ΔWq falls with r")
-    yield _falls(runs, "excess", "the later directions of ΔWq are less those of Wq")
+    yield _falls(runs)
+    yield _excess_falls(runs)
 
 
 # --- q against v -----------------------------------------------------------------------------
@@ -50,7 +53,7 @@ def _higher_shared(runs: Runs) -> Evidence:
     counts = {
         kind: [_shared(runs.similarity(pair).table, kind) for pair in pairs] for kind in ("q", "v")
     }
-    return _more(claim, statistic, counts, "pairs of runs", rows)
+    return _more(claim, statistic, counts, "pairs of runs", rows)  # pairs share runs: no p
 
 
 def _higher_rank(runs: Runs) -> Evidence:
@@ -77,7 +80,7 @@ def _more(
         statistic=statistic,
         value=q - v,
         control=0.0,
-        p=sign_flip_p_value(differences),
+        p=sign_flip_p_value(differences) if unit == "runs" else math.nan,
         agrees=min(differences) > 0,
         n=len(differences),
         unit=unit,
@@ -155,39 +158,81 @@ def _not_emphasised(runs: Runs, kind: str) -> Evidence:
     )
 
 
-def _falls(runs: Runs, measure: str, claim: str) -> Evidence:
-    statistic = f"{measure} at the smallest r over that at the largest, k = r below d"
-    ranked = {r: rows for r, rows in by_rank(runs.adapters()).items() if r < runs.width}
-    seeds = set.intersection(*(set(rows.seed) for rows in ranked.values())) if ranked else set()
-    if len(ranked) < 3 or not seeds:
-        return untested(claim, statistic, "it takes three ranks below d")
-    names = [
-        [str(rows.name[rows.seed == seed].iloc[0]) for rows in ranked.values()]
-        for seed in sorted(seeds)
-    ]
-    table = [
-        [_at(runs, name, rank, "q") for name, rank in zip(row, ranked, strict=True)]
-        for row in names
-    ]
-    values = np.array([[float(cell[measure]) for cell in row] for row in table])
-    random = np.array([[float(cell["amplification_random"]) for cell in row] for row in table])
+def _falls(runs: Runs) -> Evidence:
+    """Judge the fall by its presence in every seed, without a p.
+
+    Along random directions of the same norm the amplification falls too, as 1/r where ‖ΔW‖ does
+    not change: no order of the ranks is as likely as any other, and a trend test says nothing.
+    What random directions fall by stands beside it.
+    """
+    claim = "the amplification by ΔWq falls with r"
+    statistic = "amplification at the smallest r over that at the largest, k = r below d"
+    seen = _over_ranks(runs, ("amplification", "amplification_random"))
+    if seen is None:
+        return untested(claim, statistic, _NO_TREND)
+    ranks, (values, random) = seen
     means = values.mean(axis=0)
-    chance = float((random[:, 0] / random[:, -1]).mean()) if measure == "amplification" else 1.0
+    value, chance = float(means[0] / means[-1]), float((random[:, 0] / random[:, -1]).mean())
+    compared = "more: the fall alone says nothing of W" if chance > value else "not more"
+    return Evidence(
+        claim=claim,
+        statistic=statistic,
+        value=value,
+        control=1.0,
+        chance=chance,
+        agrees=bool((values[:, 0] > values[:, -1]).all()),
+        n=len(values),
+        unit="seeds",
+        seeds=len(values),
+        says=f"{_by_rank(ranks, means)}; it falls by {value:.3g}, and along random directions of "
+        f"the same norms by {chance:.3g}, {compared}",
+    )
+
+
+def _excess_falls(runs: Runs) -> Evidence:
+    """Judge by Page's test: over chance, every order of the ranks is as likely if W is alike."""
+    claim = "the later directions of ΔWq are less those of Wq"
+    statistic = "excess at the smallest r over that at the largest, k = r below d"
+    seen = _over_ranks(runs, ("excess",))
+    if seen is None:
+        return untested(claim, statistic, _NO_TREND)
+    ranks, (values,) = seen
+    means = values.mean(axis=0)
     return Evidence(
         claim=claim,
         statistic=statistic,
         value=float(means[0] / means[-1]),
         control=1.0,
-        chance=chance,
+        chance=1.0,
         p=falling_p_value(values.tolist()),
         rule=Rule.BEYOND,
         agrees=bool((values[:, 0] > values[:, -1]).all()),
         n=len(values),
         unit="seeds",
         seeds=len(values),
-        says=", ".join(f"r = {r}: {one:.3g}" for r, one in zip(ranked, means, strict=True))
-        + (f"; random directions fall by {chance:.3g}" if measure == "amplification" else ""),
+        says=_by_rank(ranks, means),
     )
+
+
+def _by_rank(ranks: Sequence[int], means: _Array) -> str:
+    return ", ".join(f"r = {r}: {one:.3g}" for r, one in zip(ranks, means, strict=True))
+
+
+def _over_ranks(runs: Runs, measures: Sequence[str]) -> tuple[list[int], list[_Array]] | None:
+    """Return the ranks below d and each measure of ΔWq, seeds as rows; None of too few."""
+    ranked = {r: rows for r, rows in by_rank(runs.adapters()).items() if r < runs.width}
+    seeds = set.intersection(*(set(rows.seed) for rows in ranked.values())) if ranked else set()
+    if len(ranked) < _LEAST_RANKS or len(seeds) < _LEAST_SEEDS:
+        return None
+    cells = [
+        [
+            _at(runs, str(rows.name[rows.seed == seed].iloc[0]), rank, "q")
+            for rank, rows in ranked.items()
+        ]
+        for seed in sorted(seeds)
+    ]
+    found = [np.array([[float(cell[name]) for cell in row] for row in cells]) for name in measures]
+    return list(ranked), found
 
 
 def _looked_at(runs: Runs) -> pd.DataFrame:

@@ -21,10 +21,12 @@ UNLIKELY = 0.001  # a control is not at chance if chance reaches it less often
 class Rule(Enum):
     """What decides whether a claim is held; each also needs `agrees`, the effect itself.
 
-    EFFECT: the effect alone, in every unit, of which it takes two. The p-value stands beside it:
-    of n exchanged units it is never below 2⁻ⁿ, so with two or three seeds it could not decide.
-    BEYOND: the adjusted p-value lies below 0.05.
-    CHANCE: chance reaches the value; unadjusted p is at least 0.001. For controls.
+    EFFECT: the effect alone, in every unit, of which it takes two. Where runs can be exchanged
+    their p stands beside it, unadjusted: of n exchanged units it is never below 2⁻ⁿ, so with two
+    or three seeds it could not decide. Pairs that share runs cannot be, and have no p.
+    BEYOND: the adjusted p-value lies below 0.05. It is not tested where p is undefined.
+    CHANCE: chance reaches the value; unadjusted p is at least 0.001, which takes enough draws for
+    p to fall below that. For controls.
     """
 
     EFFECT = "effect"
@@ -44,7 +46,8 @@ class Evidence:
         The statistic; the same of what it is compared with; what chance gives. NaN where there
         is none.
     p : float
-        Small if the claim holds; for a control (`Rule.CHANCE`) small if it does not.
+        Small if the claim holds; for a control (`Rule.CHANCE`) small if it does not. NaN where
+        nothing can be exchanged.
     rule : Rule
     agrees : bool or None
         Whether the effect is there, in every unit; None where there are too few runs.
@@ -78,12 +81,13 @@ def untested(claim: str, statistic: str, why: str) -> Evidence:
 def judged(found: Iterable[Evidence]) -> pd.DataFrame:
     """Return the table of claims: adjusted p-values, and held, not held or not tested.
 
-    `p_adjusted` is Benjamini and Hochberg's over all tests but the controls'. `held` is NA
-    where nothing was tested.
+    `p_adjusted` is Benjamini and Hochberg's over the claims that are decided by it, those of
+    `Rule.BEYOND`; others have none. `held` is NA where nothing was tested, which includes a
+    statistic that is undefined.
     """
-    rows = list(found)
+    rows = [_defined(one) for one in found]
     table = pd.DataFrame([vars(one) for one in rows])
-    tests = (table.rule != Rule.CHANCE) & table.p.notna()
+    tests = (table.rule == Rule.BEYOND) & table.p.notna()
     table["p_adjusted"] = math.nan
     table.loc[tests, "p_adjusted"] = adjusted_p_values(table.p[tests].to_numpy())
     held = [_held(one, adjusted) for one, adjusted in zip(rows, table.p_adjusted, strict=True)]
@@ -98,8 +102,16 @@ _COLUMNS: Sequence[str] = (
 )  # fmt: skip
 
 
+def _defined(one: Evidence) -> Evidence:
+    if one.agrees is None or not math.isnan(one.value):
+        return one
+    return untested(one.claim, one.statistic, "what it looks at is undefined in some run")
+
+
 def _held(one: Evidence, adjusted: float) -> bool | None:
     if one.agrees is None or (one.rule is Rule.EFFECT and one.n < _FEWEST):
+        return None
+    if one.rule is not Rule.EFFECT and math.isnan(one.p):
         return None
     decided = {
         Rule.EFFECT: True,

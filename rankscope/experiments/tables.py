@@ -89,12 +89,16 @@ def forgetting_table(runs: Runs) -> pd.DataFrame:
 def alpha_table(runs: Runs) -> pd.DataFrame:
     """Return the scores and norms with α held fixed, beside α/r held fixed, rank by rank and seed.
 
-    Where α is held at the rank itself the two rules are one.
+    Where α is held at the rank itself the two rules are one, and the plain run belongs to both.
     """
     held = runs.index[_alpha_held(runs) & (runs.index.method == "LoRA")].assign(rule="alpha fixed")
     keys = ["task", "targets", "rank", "seed"]
     plain = _adapters(runs).merge(held[keys].drop_duplicates(), on=keys)
-    rows = pd.concat([plain.assign(rule="alpha/r fixed"), held])
+    same = ["task", "targets", "alpha", "seed"]
+    both = _adapters(runs).merge(held[same].drop_duplicates(), on=same)
+    both = both[~both.name.isin(plain.name)]
+    scaled = pd.concat([plain, both]).assign(rule="alpha/r fixed")
+    rows = pd.concat([scaled, held, both.assign(rule="alpha fixed")])
     rows = rows.assign(relative_norm=[_norm(runs, name) for name in rows.name])
     table = grouped(rows, ["task", "targets", "rule", "rank", "alpha"], [*SCORES, "relative_norm"])
     return table.sort_values(["task", "targets", "rank", "rule"]).reset_index(drop=True)

@@ -44,7 +44,8 @@ def table7(runs: Runs) -> pd.DataFrame:
     96), or ``all`` for the root mean square over them. `amplification` is ‖ΔW‖ over the first,
     `amplification_random` what random directions would score, `excess` the first over the third;
     where there are several layers, of their root mean squares, which one module with next to
-    nothing along its directions cannot upset.
+    nothing along its directions cannot upset. A module whose ΔW has fewer than r directions is in
+    none of the columns; `left_out` is how many of them a run has on the mean.
     """
     parts = []
     for run in each(runs.adapters()):
@@ -52,7 +53,9 @@ def table7(runs: Runs) -> pd.DataFrame:
         middle = middle_layer(table)
         for layers, some in (("middle", table[table.layer == middle]), ("all", table)):
             parts.append(of_layers(some).assign(rank=run.rank, layers=layers))
-    table = _joined(parts, ["kind", "layers", "rank"], [*_OF_UPDATE, *_RATIOS], _OF_WEIGHT)
+    table = _joined(
+        parts, ["kind", "layers", "rank"], [*_OF_UPDATE, *_RATIOS], (*_OF_WEIGHT, "left_out")
+    )
     beside = published("table7").rename(columns=lambda c: c if c == "rank" else f"published_{c}")
     beside = beside.assign(kind="q", layers="middle")
     return table.merge(beside, on=["kind", "layers", "rank"], how="left")
@@ -152,9 +155,22 @@ def drift_table(runs: Runs) -> pd.DataFrame:
 
 
 def of_layers(table: pd.DataFrame) -> pd.DataFrame:
-    """Return root mean squares of an amplification table's norms, by kind, and their ratios."""
-    squares = table[["kind", *_OF_UPDATE, *_OF_WEIGHT]].set_index("kind").pow(2)
-    means = squares.groupby("kind").mean().pow(0.5).reset_index()
+    """Return root mean squares of an amplification table's norms, by kind, and their ratios.
+
+    All are over the modules that have k directions; `left_out` counts the others.
+
+    Examples
+    --------
+    >>> names = ["kind", *_OF_UPDATE, *_OF_WEIGHT]
+    >>> rows = [["q", 4.0, 2.0, 9.0, 3.0, 1.0], ["q", 1.0, float("nan"), 9.0, 3.0, 5.0]]
+    >>> means = of_layers(pd.DataFrame(rows, columns=names))
+    >>> means[["amplification", "excess", "left_out"]].to_numpy().tolist()
+    [[2.0, 2.0, 1.0]]
+    """
+    known = table.projection_update.notna()
+    squares = table[[*_OF_UPDATE, *_OF_WEIGHT]].pow(2).where(known)
+    means = squares.groupby(table.kind).mean().pow(0.5)
+    means = means.assign(left_out=(~known).groupby(table.kind).sum()).reset_index()
     return means.assign(
         amplification=means.norm_update / means.projection_update,
         amplification_random=means.norm_update / means.projection_random,

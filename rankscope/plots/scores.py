@@ -35,7 +35,8 @@ def plot_scores(
     Parameters
     ----------
     table : DataFrame
-        `series`, the columns `x` and `y`, and ``{y}_sd``, which may be undefined.
+        `series`, the columns `x` and `y`, and ``{y}_sd``: undefined, as of a single seed, it has
+        no bar.
     x, y : str
         Columns.
     order : sequence of str
@@ -70,7 +71,7 @@ def plot_scores(
             continue
         color, mark = _COLORS[number % len(_COLORS)], _MARKS[number % len(_MARKS)]
         ax.errorbar(
-            rows[x], rows[y], yerr=rows[f"{y}_sd"].fillna(0), color=color, marker=mark,
+            rows[x], rows[y], yerr=rows[f"{y}_sd"], color=color, marker=mark,
             capsize=1.5, elinewidth=0.6, label=name,
         )  # fmt: skip
     ax.set(xscale="log", xlabel=in_words(x), ylabel=in_words(y))
@@ -104,7 +105,7 @@ def figure_scores(
     if not tasks:
         return notice_figure("no run to draw")
     with theme():
-        caption = "Held-out questions; bars are the seeds' standard deviation."
+        caption = "Held-out questions; bars are the seeds' standard deviation, one seed has none."
         figure = new_figure(SINGLE * max(len(tasks), 1.4), 2.8, caption)
         axes = figure.subplots(1, len(tasks), squeeze=False)[0]
         for ax, task in zip(axes, tasks, strict=True):
