@@ -102,6 +102,10 @@ def as_latex(table: pd.DataFrame) -> str:
     return text
 
 
+_WORD = "text-align:left"
+_NUMBER = "text-align:right;white-space:nowrap"  # 1e-30 would break at its minus sign
+
+
 def as_html(table: pd.DataFrame, most: int = 200) -> str:
     """Return an HTML table in a frame that scrolls, without colours of its own.
 
@@ -113,12 +117,12 @@ def as_html(table: pd.DataFrame, most: int = 200) -> str:
     >>> print(as_html(pd.DataFrame({"module": ["<b>q</b>"]})).split("<tbody>")[1])
     <tr><td style="text-align:left">&lt;b&gt;q&lt;/b&gt;</td></tr></tbody></table></div>
     """
-    sides = [
-        "right" if pd.api.types.is_numeric_dtype(table[name]) else "left" for name in table.columns
+    styles = [
+        _NUMBER if pd.api.types.is_numeric_dtype(table[name]) else _WORD for name in table.columns
     ]
-    head = _html_row("th", map(str, table.columns), sides)
+    head = _html_row("th", map(str, table.columns), styles)
     rows = table.head(most).itertuples(index=False, name=None)
-    body = "".join(_html_row("td", map(_cell, row), sides) for row in rows)
+    body = "".join(_html_row("td", map(_cell, row), styles) for row in rows)
     more = f"<p>… and {len(table) - most} more rows</p>" if len(table) > most else ""
     return (
         '<div style="max-height:28em;overflow:auto"><table>'
@@ -139,10 +143,10 @@ def html_text(text: str, most: int = 300) -> str:
     return escape(_visible(short_text))
 
 
-def _html_row(tag: str, cells: Iterable[str], sides: Iterable[str]) -> str:
+def _html_row(tag: str, cells: Iterable[str], styles: Iterable[str]) -> str:
     parts = (
-        f'<{tag} style="text-align:{side}">{html_text(cell)}</{tag}>'
-        for cell, side in zip(cells, sides, strict=True)
+        f'<{tag} style="{style}">{html_text(cell)}</{tag}>'
+        for cell, style in zip(cells, styles, strict=True)
     )
     return f"<tr>{''.join(parts)}</tr>"
 

@@ -45,8 +45,14 @@ def cleaned(notebook):
     for cell in notebook.cells:
         cell.metadata = {}
         if cell.cell_type == "code":
-            cell.outputs = [out for out in cell.outputs if "%|" not in out.get("text", "")]
+            cell.outputs = [out for out in cell.outputs if not _progress(out)]
     return notebook
+
+
+def _progress(output):
+    """Whether a bar wrote this: its steps, or the end of its line."""
+    text = output.get("text")
+    return text is not None and ("%|" in text or not text.strip())
 
 
 def main():

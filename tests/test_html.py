@@ -139,8 +139,8 @@ def test_long_tables_scroll_and_end():
 
 def test_numbers_stand_right_and_undefined_is_a_dash():
     html = as_html(pd.DataFrame({"x": [1.23456789, float("nan")], "name": ["a", None]}))
-    assert '<td style="text-align:right">1.235</td>' in html
-    assert '<td style="text-align:right">–</td>' in html
+    assert '<td style="text-align:right;white-space:nowrap">1.235</td>' in html
+    assert '<td style="text-align:right;white-space:nowrap">–</td>' in html
     assert '<td style="text-align:left">–</td>' in html
 
 
