@@ -131,7 +131,9 @@ def _notes(findings: Sequence[Finding], sources: Sequence[str]) -> Iterator[str]
         text = note if note.endswith((".", "?", "!")) else f"{note}."
         distinct = list(dict.fromkeys(names))
         if not distinct or len(distinct) == len(sources):
-            yield f"{text[:1].upper()}{text[1:]}"
+            # A path at the beginning keeps its letters.
+            word = text.partition(" ")[0].isalpha()
+            yield f"{text[:1].upper()}{text[1:]}" if word else text
         else:
             yield f"{', '.join(short_name(name, 40) for name in distinct)}: {text}"
 
