@@ -26,14 +26,12 @@ def write_pair(folder, *, layers=2, ranks=(3, 4), out=48, in_=32):
     return folder / "a", folder / "b"
 
 
-def write_hostile(folder):
+def hostile_pair():
+    """Two sources in memory: files with such names are refused when they are read."""
     rng = torch.Generator().manual_seed(1)
     modules = [f"layers.{n}.{name}.q_proj" for n, name in enumerate(HOSTILE)]
-    evil = "<img src=x onerror=window.pwned=1>\u202e"
-    for name in "ab":
-        tensors = peft_tensors(modules, 2, rng, out=48, in_=32)
-        write_peft(folder / name, tensors, r=2, base_model_name_or_path=evil)
-    return folder / "a", folder / "b"
+    names = ("<img src=x onerror=window.pwned=1>\u202e", "b\x1b[31m")
+    return {name: peft_tensors(modules, 2, rng, out=48, in_=32) for name in names}
 
 
 class Page(HTMLParser):

@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from commands import ask
 from oracles import peft_tensors, write_peft
-from pages import HOSTILE, Page, write_hostile, write_pair
+from pages import HOSTILE, Page, hostile_pair, write_pair
 
 import rankscope as rs
 from rankscope.cli import cli
@@ -48,7 +48,7 @@ def page(saved):
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
-    report = rs.report(*write_hostile(folder))
+    report = rs.report(hostile_pair(), alpha=2)
     report.save(folder / "h.html")
     report.save(folder / "h.md")
     return folder
@@ -155,6 +155,29 @@ def test_hostile_names_stay_text_in_markdown(hostile):
     for line in text.splitlines():
         if line.startswith("|"):
             assert line.endswith("|")
+
+
+@pytest.mark.parametrize("name", HOSTILE[:2] + HOSTILE[4:7])
+def test_a_hostile_file_is_reported_or_refused_but_never_obeyed(name, tmp_path, rng):
+    tensors = peft_tensors([f"layers.0.{name}.q_proj"], 2, rng, out=48, in_=32)
+    source = write_peft(tmp_path / "a", tensors, r=2, base_model_name_or_path=HOSTILE[0])
+    ask("report", source, "-q", "-o", tmp_path / "x.html")
+    page = Page((tmp_path / "x.html").read_text())
+    assert page.open == []
+    assert len(page.scripts) == 1
+    assert name in page.words
+
+
+@pytest.mark.parametrize("command", ["info", "rank", "report"])
+@pytest.mark.parametrize("name", [HOSTILE[2], HOSTILE[3], HOSTILE[7]])
+def test_names_that_would_command_a_terminal_are_refused(command, name, tmp_path, rng):
+    tensors = peft_tensors([f"layers.0.{name}.q_proj"], 2, rng, out=48, in_=32)
+    source = write_peft(tmp_path / "a", tensors, r=2)
+    out = ["-o", tmp_path / "x.html"] if command == "report" else []
+    said = ask(command, source, *out, code=1).output
+    assert "the name of a tensor" in said
+    assert not {"\u202e", "\x1b", "\x00"} & set(said)
+    assert len(said) < 2000
 
 
 def test_markdown_has_its_figures_beside_it(report, tmp_path):

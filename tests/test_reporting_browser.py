@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from pages import write_hostile, write_pair
+from pages import hostile_pair, write_pair
 
 import rankscope as rs
 
@@ -27,8 +27,8 @@ def browser():
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports")
-    for name, write in (("plain", write_pair), ("hostile", write_hostile)):
-        rs.report(*write(folder / name)).save(folder / f"{name}.html")
+    rs.report(*write_pair(folder / "plain")).save(folder / "plain.html")
+    rs.report(hostile_pair(), alpha=2).save(folder / "hostile.html")
     return folder
 
 

@@ -177,7 +177,7 @@ def _amplification(source: str, table: pd.DataFrame) -> Iterator[Card]:
         words += f"({_range(rows.excess)} over all modules). "
         words += f"{_some(above, len(rows), 'lies', 'lie')} more than {_CLEARLY_ABOVE:g} standard "
         words += "deviations above chance."
-        null = "By chance 1. The paper's amplification factor is "
+        null = "By chance: 1. The paper's amplification factor is "
         null += f"{rounded(rows.amplification.median(), '1')}, where random directions give "
         null += f"{rounded(rows.amplification_random.median(), '1')}."
         tone = "beyond" if 2 * above > len(rows) else "within"
@@ -191,14 +191,15 @@ def _intruders(source: str, table: pd.DataFrame) -> Iterator[Card]:
         of = rows.module.nunique()
         words = f"{_some(hit, of, 'has', 'have')} leading directions of W + ΔW that resemble none "
         words += f"of W's (largest cosine below {epsilon:g}). "
-        words += f"{int(rows.below_chance.sum())} of {int(rows.intruders.sum())} such directions "
-        words += "are no closer to W than random ones."
+        if hit:
+            words += f"{int(rows.below_chance.sum())} of {int(rows.intruders.sum())} such "
+            words += "directions are no closer to W than random ones."
         null = f"99 % of random directions stay below {_range(rows.chance_99)}, "
         null += f"1 % below {_range(rows.epsilon_chance)}."
         tone = "beyond" if rows.below_chance.sum() else "within"
         subject = f"New directions of {short_name(source, 40)}"
         value = rounded(rows.intruders.median(), "count")
-        yield Card(subject, value, f"of the first {k}", words, null, tone)
+        yield Card(subject, value, f"of the first {k}", words.strip(), null, tone)
 
 
 def _range(values: pd.Series[Any]) -> str:

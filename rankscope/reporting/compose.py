@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from rankscope.reporting.cards import cards_of
-from rankscope.reporting.definitions import definitions
-from rankscope.reporting.document import Document, Table
+from rankscope.reporting.definitions import Definition, definitions
+from rankscope.reporting.document import Document, Group, Section, Table
 from rankscope.reporting.finding import Finding, Names, of_command
 from rankscope.reporting.modules import directory, groups_of
 from rankscope.reporting.numbers import rounded, short_name
@@ -45,8 +45,10 @@ def compose(
         The tensors of every source that are no update.
     """
     where = directory(findings, names)
-    commands = list(dict.fromkeys(one.command for one in findings))
     measured = [name for name in where.sources if name]
+    sections = list(sections_of(findings, where))
+    groups = list(groups_of(findings, where))
+    provenance = list(_provenance(findings))
     return Document(
         title=_title(findings, measured),
         subtitle=_subtitle(findings, len(where.names)),
@@ -55,15 +57,35 @@ def compose(
             for one in sorted(findings, key=lambda one: one.command not in _FIRST)
             for card in cards_of(one.source, one.result)
         ],
-        sections=list(sections_of(findings, where)),
+        sections=sections,
         sources=measured,
-        groups=list(groups_of(findings, where)),
+        groups=groups,
         notes=list(_notes(findings, measured)),
         failures=_failures(findings),
         unread=list(_unread(findings, unread or {})),
-        provenance=list(_provenance(findings)),
-        definitions=list(definitions(commands)),
+        provenance=provenance,
+        definitions=_defined(findings, sections, groups, provenance),
     )
+
+
+def _defined(
+    findings: Sequence[Finding],
+    sections: Sequence[Section],
+    groups: Sequence[Group],
+    provenance: Sequence[Table],
+) -> list[Definition]:
+    """Return the definitions of what the page shows."""
+    tables = [table for section in sections for part in section.parts for table in part.tables]
+    shown = {column.label for table in [*tables, *provenance] for column in table.columns}
+    # A fact names its side and k behind the measure.
+    shown |= {
+        fact[0].partition(", ")[0]
+        for group in groups
+        for module in group.modules
+        for fact in module.facts
+    }
+    commands = dict.fromkeys(one.command for one in findings)
+    return [one for one in definitions(commands) if one.label in shown]
 
 
 def _title(findings: Sequence[Finding], sources: Sequence[str]) -> str:
@@ -91,8 +113,9 @@ def _sizes(findings: Sequence[Finding]) -> Iterator[str]:
     tables = [one.result.table for one in of_command(findings, "rank")]
     if tables:
         together = pd.concat([table[["rows", "columns"]] for table in tables])
-        ends = [int(together.min(axis=1).min()), int(together.max(axis=1).max())]
-        yield f"matrices of {' to '.join(f'{end:,}' for end in dict.fromkeys(ends))}"
+        low, high = int(together.min(axis=1).min()), int(together.max(axis=1).max())
+        same = f"matrices of {low:,} × {low:,}"
+        yield same if low == high else f"dimensions {low:,} to {high:,}"
 
 
 def _notes(findings: Sequence[Finding], sources: Sequence[str]) -> Iterator[str]:
@@ -108,7 +131,9 @@ def _notes(findings: Sequence[Finding], sources: Sequence[str]) -> Iterator[str]
         text = note if note.endswith((".", "?", "!")) else f"{note}."
         distinct = list(dict.fromkeys(names))
         if not distinct or len(distinct) == len(sources):
-            yield f"{text[:1].upper()}{text[1:]}"
+            # A path at the beginning keeps its letters.
+            word = text.partition(" ")[0].isalpha()
+            yield f"{text[:1].upper()}{text[1:]}" if word else text
         else:
             yield f"{', '.join(short_name(name, 40) for name in distinct)}: {text}"
 

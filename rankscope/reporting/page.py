@@ -64,7 +64,13 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
     )
     environment.filters["short"] = short_name
+    environment.filters["unbroken"] = _unbroken
     return environment
+
+
+def _unbroken(text: str) -> str:
+    """Keep a percent sign in the line of its number."""
+    return text.replace(" %", "\u00a0%")
 
 
 def _shown(value: Any) -> Any:

@@ -46,8 +46,8 @@ _CAPTIONS = {
     ),
     "intruders": (
         "Largest cosine of the directions of W + ΔW with W's, {source}",
-        "Every leading direction of W + ΔW beside its closest in W. The band holds 98 % of "
-        "random directions: within it a direction is as new as one drawn at random.",
+        "Every leading direction of W + ΔW beside its closest in W. The grey ends where 99 % of "
+        "random directions do: within it a direction is as new as one drawn at random.",
     ),
 }
 

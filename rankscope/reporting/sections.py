@@ -94,9 +94,9 @@ def _similarity(findings: Sequence[Finding], where: Directory) -> Iterator[Part]
         table = one.result.table
         directions = [f"{a} and {b}" for a, b in zip(table.rank_a, table.rank_b, strict=True)]
         table = table.assign(directions=directions)
-        summary = by_kind(
-            table, "similarity", _SIMILARITY_SUMMARY, "By side and kind: median and range", "side"
-        )
+        title = "By side and kind: median and range"
+        sides = table.sort_values("side", ascending=False, kind="stable")  # input first
+        summary = by_kind(sides, "similarity", _SIMILARITY_SUMMARY, title, "side")
         tables = [summary, *_in_words(getattr(one.result, "verdicts", ()))]
         yield Part("", tables, _figures(one), _phi_maps(table, where))
         yield Part("", [_full(table, _SIMILARITY_COLUMNS, "similarity", where, None)])
@@ -162,7 +162,6 @@ def _of_source(one: Finding, spectrum: Finding | None, where: Directory, of: int
     table = table.assign(shape=[f"{m:,} × {n:,}" for m, n in sizes])
     summary = by_kind(table, "rank", _RANK_SUMMARY, "By kind: median and range")
     many = len(table) > MANY
-    figures = [*_figures(one), *(_figures(spectrum) if spectrum and not many else [])]
     charts = list(_bands(spectrum.result.table)) if spectrum and many else []
     anchors = where.anchors(one.source)
     maps = []
@@ -170,6 +169,9 @@ def _of_source(one: Finding, spectrum: Finding | None, where: Directory, of: int
         title = "Effective rank, as a share of the ceiling"
         found = map_of(table, "effective_rank", title, anchors, most=table.ceiling.astype(float))
         maps = [found] if found is not None else []
+    # Figures take seconds each: of several large sources the maps say the same.
+    figures = [] if maps and of > 1 else _figures(one)
+    figures += _figures(spectrum) if spectrum and not many else []
     full = _full(table, _RANK_COLUMNS, "rank", where, one.source)
     tables = [full] if of > 1 else [summary, full]
     return Part(short_name(one.source) if of > 1 else "", tables, figures, maps, charts, of > 2)
