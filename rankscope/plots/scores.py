@@ -69,7 +69,9 @@ def plot_scores(
         rows = table[table["series"] == name].sort_values(x)
         if rows.empty:
             continue
-        color, mark = _COLORS[number % len(_COLORS)], _MARKS[number % len(_MARKS)]
+        color = _COLORS[number % len(_COLORS)]
+        # Another mark when the colours come again, so that no two series are drawn alike.
+        mark = _MARKS[(number + 3 * (number // len(_COLORS))) % len(_MARKS)]
         ax.errorbar(
             rows[x], rows[y], yerr=rows[f"{y}_sd"], color=color, marker=mark,
             capsize=1.5, elinewidth=0.6, label=name,
