@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import TwoSlopeNorm
@@ -18,7 +17,15 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from rankscope.plots.panels import SIDES
 from rankscope.plots.places import draw_kind, label_places, layered, places
-from rankscope.plots.style import DOUBLE, KIND_COLORS, new_figure, notice_figure, theme
+from rankscope.plots.style import (
+    DOUBLE,
+    KIND_COLORS,
+    diverging,
+    new_figure,
+    notice_figure,
+    points,
+    theme,
+)
 from rankscope.plots.tables import (
     TableError,
     as_floats,
@@ -42,7 +49,6 @@ __all__ = [
 _PROJECTIONS = ("projection_update", "projection_weight", "projection_random")
 _ALIGNMENT = ("rows", "columns", "alignment_i")
 _PROFILE = ("rows", "columns", "profile_k", "profile_top", "profile_bottom")
-_VLAG = sns.color_palette("vlag", as_cmap=True).with_extremes(bad="0.88")
 _OCTAVES = 2  # either way from chance, to the ends of the colours
 _MOST = 3  # panels of k beside the profile
 
@@ -245,7 +251,7 @@ def _draw_page(table: pd.DataFrame, rows: pd.DataFrame, caption: str) -> Figure:
 def _draw_alignments(figure: Figure, grids: pd.DataFrame, kinds: Sequence[str]) -> None:
     axes = figure.subplots(2, len(kinds), squeeze=False)
     for row, side in zip(axes, SIDES, strict=True):
-        row[0].set_ylabel(SIDES[side], weight="bold", size=6.5)
+        row[0].set_ylabel(SIDES[side], weight="bold", size=points(6.5))
         for ax, kind in zip(row, kinds, strict=True):
             mine = grids[grids["kind"] == kind]
             drawn = draw_alignment(ax, mine, side, most_ticks=3 if len(kinds) > 4 else 8)
@@ -325,7 +331,7 @@ def draw_alignment(ax: Axes, table: pd.DataFrame, side: str, most_ticks: int = 8
         np.arange(phi.shape[1] + 1) + 0.5,
         edges,
         octaves,
-        cmap=_VLAG,
+        cmap=diverging("vlag").with_extremes(bad="0.88"),
         norm=TwoSlopeNorm(0, -_OCTAVES, _OCTAVES),
         rasterized=True,
     )

@@ -209,8 +209,16 @@ def _how(sides: dict[str, list[Panel]]) -> str:
     if not panels:
         return ""
     blocks = dict.fromkeys(_size(panel.grid) for panel in panels if panel.cropped)
-    cut = f"Grids differ in size: means are over the leading {' or '.join(blocks)} block."
-    return f"{cut if blocks else ''} Chance is max(i, j)/d at the last cell.".strip()
+    said = [
+        f"Grids differ in size: means are over the leading {' or '.join(blocks)} block."
+        if blocks
+        else "",
+        "Enlarged: the cells with j ≤ i, above the grey steps φ(j, i) of the full grid."
+        if any(panel.enlarged for panel in panels)
+        else "",
+        "Chance is max(i, j)/d at the last cell.",
+    ]
+    return " ".join(filter(None, said))
 
 
 def _size(grid: NDArray[np.float64]) -> str:

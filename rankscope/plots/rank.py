@@ -18,7 +18,9 @@ from rankscope.plots.style import (
     SMALL,
     new_figure,
     notice_figure,
+    points,
     theme,
+    thick,
 )
 from rankscope.plots.tables import (
     as_floats,
@@ -152,7 +154,7 @@ def _mark_ceiling(ax: Axes, ceilings: NDArray[np.float64], values: NDArray[np.fl
     levels = np.unique(ceilings[np.isfinite(ceilings)])
     near = levels[levels <= 3 * highest]
     for level in near:
-        ax.axhline(level, color="0.4", linestyle="--", linewidth=0.7, label="_ceiling")
+        ax.axhline(level, color="0.4", linestyle="--", linewidth=thick(0.7), label="_ceiling")
     if near.size:
         words, height = "ceiling " + ", ".join(f"{n:g}" for n in near[-4:]), float(near[-1])
         ax.annotate(
@@ -163,7 +165,7 @@ def _mark_ceiling(ax: Axes, ceilings: NDArray[np.float64], values: NDArray[np.fl
             textcoords="offset points",
             ha="right",
             va="bottom",
-            size=SMALL,
+            size=points(SMALL),
             color="0.3",
         )
     elif levels.size:
@@ -176,7 +178,7 @@ def _mark_ceiling(ax: Axes, ceilings: NDArray[np.float64], values: NDArray[np.fl
             textcoords="offset points",
             ha="right",
             va="top",
-            size=SMALL,
+            size=points(SMALL),
             color="0.3",
         )
     ax.set_ylim(0, 1.15 * max(highest, near.max(initial=0.0)) or 1.0)

@@ -8,6 +8,7 @@ from rankscope.results.base import (
     REPORT_SUFFIXES,
     TABLE_SUFFIXES,
     Result,
+    drawn,
     provenance,
     unknown_suffix,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "Result",
     "SimilarityResult",
     "SpectrumResult",
+    "drawn",
     "provenance",
     "unknown_suffix",
 ]
