@@ -20,6 +20,7 @@ from rankscope.plots.places import draw_kind, label_places, layered, places
 from rankscope.plots.style import (
     DOUBLE,
     KIND_COLORS,
+    KIND_MARKERS,
     diverging,
     new_figure,
     notice_figure,
@@ -99,7 +100,7 @@ def plot_amplification(
         )
     kinds = _draw_projections(ax, rows)
     ax.set(title=f"k = {rows['k'].iloc[0]}" if len(rows) else "", ylabel="‖UᵀWV‖")
-    ax.legend(handles=_keys(kinds), ncols=2)
+    ax.legend(handles=_kind_keys(kinds) + _keys(), ncols=2)
     return ax
 
 
@@ -242,8 +243,10 @@ def _draw_page(table: pd.DataFrame, rows: pd.DataFrame, caption: str) -> Figure:
     axes[0].set_ylabel("‖UᵀWV‖")
     _draw_profile(axes[-1], grids)
     axes[-1].set_title("share of ‖ΔW‖²")
-    keys = _keys(kinds) + _profile_keys()
-    top.legend(handles=keys, loc="outside upper center", ncols=-(-len(keys) // 2))
+    # Dashes mean one thing in each: a legend that all share would have to be read twice.
+    for ax, keys in ((axes[0], _keys()), (axes[-1], _profile_keys())):
+        ax.legend(handles=keys, loc="lower left", bbox_to_anchor=(-0.05, 1.12), borderpad=0)
+    top.legend(handles=_kind_keys(kinds), loc="outside upper right", ncols=min(len(kinds), 5))
     _draw_alignments(bottom, grids, kinds)
     return figure
 
@@ -380,10 +383,16 @@ def _color(kind: str) -> str:
     return KIND_COLORS.get(kind, KIND_COLORS["other"])
 
 
-def _keys(kinds: Sequence[str]) -> list[Line2D | Patch]:
+def _kind_keys(kinds: Sequence[str]) -> list[Line2D | Patch]:
     return [
-        *(Line2D([], [], color=_color(kind), marker="o", label=kind) for kind in kinds),
-        Line2D([], [], color="0.3", marker="o", label="ΔW's directions"),
+        Line2D([], [], color=_color(kind), marker=KIND_MARKERS.get(kind, "h"), label=kind)
+        for kind in kinds
+    ]
+
+
+def _keys() -> list[Line2D | Patch]:
+    return [
+        Line2D([], [], color="0.3", label="ΔW's directions (marks)"),
         Line2D([], [], color="0.3", linestyle="--", label="W's own"),
         Patch(color="0.75", label="random"),
     ]

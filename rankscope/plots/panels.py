@@ -213,7 +213,7 @@ def _how(sides: dict[str, list[Panel]]) -> str:
         f"Grids differ in size: means are over the leading {' or '.join(blocks)} block."
         if blocks
         else "",
-        "Enlarged: the cells with j ≤ i, above the grey steps φ(j, i) of the full grid."
+        "Enlarged: the cells of the full grid with j ≤ i, under grey steps."
         if any(panel.enlarged for panel in panels)
         else "",
         "Chance is max(i, j)/d at the last cell.",

@@ -99,7 +99,7 @@ def draw_grid(ax: Axes, panel: Panel, most_ticks: int = 10) -> QuadMesh:
     if panel.enlarged:
         # Without the staircase j = i a φ of 1 fades into the paper.
         edge = np.arange(high + 1) + 0.5
-        ax.step(edge, edge, where="pre", color=_EDGE, linewidth=thick(0.6))
+        ax.step(edge, edge, where="post", color=_EDGE, linewidth=thick(0.6))
     return mesh
 
 

@@ -13,8 +13,8 @@ from rankscope.results.base import Result, drawn
 from rankscope.tables import as_latex, as_text, with_spread
 
 if TYPE_CHECKING:
-    from pandas.api.typing import DataFrameGroupBy
     from matplotlib.figure import Figure
+    from pandas.api.typing import DataFrameGroupBy
 
 __all__ = ["CompareResult"]
 
