@@ -330,7 +330,7 @@ def _bar(mesh: QuadMesh, ax: Axes, measure: str, chance: Sequence[float]) -> Non
 def _caption(squares: Squares, measure: str) -> str:
     number = len(next(iter(next(iter(squares.values())).values())))
     return (
-        f"Means over the modules that two of the {number} sources share, in the order of the tree: "
-        f"average linkage of {in_words(measure)}, mean of the sides. Containment: the row's energy in "
-        "the column's span. Shared directions: common to the sources beyond chance."
+        f"Means over the modules that two of the {number} sources share, in the order of the "
+        f"tree: average linkage of {in_words(measure)}, mean of the sides. Containment: the row's "
+        "energy in the column's span. Shared directions: common to the sources beyond chance."
     )
