@@ -177,8 +177,8 @@ def test_both_sides_of_a_comparison_have_one_order():
     names = list("abc")
     near = {frozenset("ab"): 0.9, frozenset("bc"): 0.1, frozenset("ac"): 0.1}
     squares = {
-        side: {"phi": pd.DataFrame([[1.0 if a == b else value(a, b) for b in names] for a in names],
-                                   names, names)}
+        side: {"phi": pd.DataFrame(
+            [[1.0 if a == b else value(a, b) for b in names] for a in names], names, names)}
         for side, value in (
             ("right", lambda a, b: near[frozenset(a + b)]),
             ("left", lambda a, b: 1 - near[frozenset(a + b)] / 2),

@@ -244,9 +244,9 @@ def _draw_page(table: pd.DataFrame, rows: pd.DataFrame, caption: str) -> Figure:
     _draw_profile(axes[-1], grids)
     axes[-1].set_title("share of ‖ΔW‖²")
     # Dashes mean one thing in each: a legend that all share would have to be read twice.
-    axes[0].legend(handles=_keys(), loc="lower left", bbox_to_anchor=(-0.05, 1.15), ncols=3)
     axes[-1].legend(handles=_profile_keys(), loc="lower right", labelspacing=0.2, borderpad=0)
-    top.legend(handles=_kind_keys(kinds), loc="outside upper right", ncols=min(len(kinds), 5))
+    keys = _kind_keys(kinds) + _keys()
+    top.legend(handles=keys, loc="outside upper left", ncols=min(len(keys), 5))
     _draw_alignments(bottom, grids, kinds)
     return figure
 

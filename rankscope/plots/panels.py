@@ -233,7 +233,7 @@ def _other_layers(rows: pd.DataFrame) -> str:
     parts = [
         f"{here:.2g} on the {SIDES[side]}, {mean:.2g} between other layers (95 % of them below "
         f"{most:.2g})"
-        for side, (here, mean, most) in zip(means.index, means.to_numpy(), strict=True)
+        for side, (here, mean, most) in means.reindex(SIDES).dropna().T.items()
     ]
     return f"φ of all directions, means over modules: {'; '.join(parts)}."
 
