@@ -15,7 +15,7 @@ from test_plots import EIGHT, random_table, similarity_table
 import rankscope as rs
 from rankscope.cli import cli, options
 from rankscope.errors import RankscopeError
-from rankscope.plots import figure_bytes, figure_compare, figure_similarity, theme
+from rankscope.plots import figure_bytes, figure_compare, figure_rank, figure_similarity, theme
 from rankscope.plots.style import COLOURS, STYLES
 from rankscope.tables import as_latex, with_spread
 
@@ -59,6 +59,18 @@ def test_no_text_of_a_page_leaves_it():
             box = text.get_window_extent()
             assert figure.bbox.padded(1).containsx(box.x0), (style, text.get_text())
             assert figure.bbox.padded(1).containsx(box.x1), (style, text.get_text())
+
+
+def test_a_legend_stands_below_the_title():
+    table = pd.DataFrame({"module": ["a", "b"], "layer": [0, 0], "kind": ["q", "v"],
+                          "ceiling": 8, "stable_rank": [2.0, 3.0]})  # fmt: skip
+    with theme("talk", title="A title"):
+        figure = figure_rank(table, measures=["stable_rank"])
+    figure.draw_without_rendering()
+    (title,) = (text for text in figure.texts if text.get_text() == "A title")
+    (legend,) = figure.subfigs[0].legends
+    assert legend.get_window_extent().y1 <= title.get_window_extent().y0
+    assert figure.axes[0].title.get_window_extent().y1 <= legend.get_window_extent().y0
 
 
 def test_a_style_has_its_bytes_wherever_it_is_saved():

@@ -20,6 +20,7 @@ from rankscope.plots.style import (
     KIND_MARKERS,
     new_figure,
     notice_figure,
+    panels_of,
     theme,
     thick,
 )
@@ -144,7 +145,8 @@ def figure_intruders(table: pd.DataFrame) -> Figure:
 
 def _draw_page(table: pd.DataFrame, sides: Sequence[str]) -> Figure:
     figure = new_figure(DOUBLE, 4.2, _chosen(table))
-    axes = figure.subplots(2, len(sides), squeeze=False, height_ratios=(1.6, 1))
+    part = panels_of(figure)
+    axes = part.subplots(2, len(sides), squeeze=False, height_ratios=(1.6, 1))
     rows = _counted_rows(table)
     for (upper, lower), side in zip(axes.T, sides, strict=True):
         kinds = _draw_closeness(upper, _one_side(table, side))
@@ -154,7 +156,11 @@ def _draw_page(table: pd.DataFrame, sides: Sequence[str]) -> Figure:
     for ax, side in zip(axes[1], sides, strict=True):
         ax.set_title(f"{_counted(rows)}, {SIDES[side]}")
     keys = _keys(kinds)
-    figure.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), 9))
+    part.legend(
+        handles=keys,
+        loc="outside upper center",
+        ncols=min(len(keys), 9),
+    )
     return figure
 
 

@@ -18,6 +18,7 @@ from rankscope.plots.style import (
     SMALL,
     new_figure,
     notice_figure,
+    panels_of,
     points,
     theme,
     thick,
@@ -121,7 +122,8 @@ def _draw_panels(table: pd.DataFrame, measures: Sequence[str], caption: str) -> 
     columns = min(len(measures), 2)
     rows = -(-len(measures) // columns)
     figure = new_figure(SINGLE if columns == 1 else DOUBLE, rows * 1.9 + 0.3, caption)
-    axes = [figure.add_subplot(rows, columns, n + 1) for n in range(len(measures))]
+    part = panels_of(figure)
+    axes = [part.add_subplot(rows, columns, n + 1) for n in range(len(measures))]
     drawn: list[str] = []
     for index, (ax, measure) in enumerate(zip(axes, measures, strict=True)):
         drawn = _draw_measure(ax, table, measure) or drawn
@@ -131,7 +133,12 @@ def _draw_panels(table: pd.DataFrame, measures: Sequence[str], caption: str) -> 
             ax.tick_params(labelbottom=False)
     handles, labels = axes[0].get_legend_handles_labels()
     if len(labels) > 1:
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        part.legend(
+            handles,
+            labels,
+            loc="outside upper center",
+            ncols=len(labels),
+        )
     return figure
 
 

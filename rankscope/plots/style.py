@@ -15,7 +15,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import Colormap
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from rankscope.errors import RankscopeError
@@ -314,6 +314,12 @@ def new_figure(width: float, height: float, caption: str = "") -> Figure:
             parse_math=False,
         )
     return figure
+
+
+def panels_of(figure: Figure) -> Figure | SubFigure:
+    """Return the part between title and caption: a legend of the figure stands on the title."""
+    titled = isinstance(figure, _Drawing) and figure.look.title
+    return figure.subfigures() if titled else figure
 
 
 def outer_labels(figure: Figure, x: str, y: str) -> None:
