@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-__all__ = ["as_html", "as_latex", "as_markdown", "as_text", "html_text", "plain", "short"]
+__all__ = [
+    "as_html",
+    "as_latex",
+    "as_markdown",
+    "as_text",
+    "html_text",
+    "plain",
+    "short",
+    "with_spread",
+]
 
 _PROBABILITIES = ("p", "p_first", "p_full", "p_adjusted")
 
@@ -151,6 +160,35 @@ def _html_row(tag: str, cells: Iterable[str], styles: Iterable[str]) -> str:
     return f"<tr>{''.join(parts)}</tr>"
 
 
+def with_spread(groups: pd.DataFrame) -> pd.DataFrame:
+    """Return groups of sources as a paper prints them: a row per side and pair of groups.
+
+    Every measure has a column of mean ± standard deviation, over the pairs of sources such as
+    seeds; the mean alone where there is one pair.
+
+    Examples
+    --------
+    >>> with_spread(pd.DataFrame({"measure": ["phi"], "side": "right", "a": "r8", "b": "r64",
+    ...                           "mean": [0.37219], "sd": [0.0142]}))
+        side   a    b            phi
+    0  right  r8  r64  0.372 ± 0.014
+    """
+    cells = map(_spread, groups["mean"], groups["sd"])
+    columns = list(dict.fromkeys(groups["measure"]))
+    keys = ["side", "a", "b"]
+    wide = groups.assign(cell=list(cells)).pivot(index=keys, columns="measure", values="cell")
+    ordered = wide.loc[list(dict.fromkeys(zip(*(groups[key] for key in keys), strict=True)))]
+    return ordered[columns].rename_axis(columns=None).reset_index()
+
+
+def _spread(mean: float, deviation: float) -> str:
+    """Return mean ± deviation, both to the deviation's second digit."""
+    if not deviation > 0:
+        return _cell(float(mean))
+    digits = max(0, 1 - math.floor(math.log10(deviation)))
+    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "–" if math.isnan(value) else short(value)
@@ -165,5 +203,13 @@ def _visible(text: str) -> str:
 
 
 def _latex(text: str) -> str:
-    escapes = {"\\": r"\textbackslash{}", "–": "--", **{c: f"\\{c}" for c in "_&%$#{}"}}
+    escapes = {
+        "\\": r"\textbackslash{}",
+        "^": r"\textasciicircum{}",
+        "~": r"\textasciitilde{}",
+        "–": "--",
+        "…": r"\dots{}",
+        "±": r"$\pm$",
+        **{c: f"\\{c}" for c in "_&%$#{}"},
+    }
     return "".join(escapes.get(c, c) for c in text)

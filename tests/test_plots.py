@@ -343,8 +343,9 @@ def test_nothing_is_left_open_in_pyplot():
 
 def test_theme_does_not_outlive_its_block():
     before = plt.rcParams["font.size"]
-    with theme(3.4):
-        assert plt.rcParams["figure.figsize"][0] == 3.4
+    with theme():
+        assert plt.rcParams["figure.figsize"][0] == 3.25
+        assert plt.rcParams["pdf.fonttype"] == 42
     assert plt.rcParams["font.size"] == before
 
 

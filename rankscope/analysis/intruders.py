@@ -22,7 +22,7 @@ from rankscope.errors import UpdateError
 from rankscope.io.sources import Source
 from rankscope.io.updateset import UpdateSet
 from rankscope.measures.intruders import chance_closeness, closeness, intruder_energy_share
-from rankscope.results import Result, provenance
+from rankscope.results import Result, drawn, provenance
 from rankscope.spectra import svd
 from rankscope.updates import DenseUpdate, Update
 
@@ -58,9 +58,7 @@ class IntrudersResult(Result):
 
     def plot(self, **options: Any) -> Figure:
         """Return the largest cosines and the numbers of intruders, see `figure_intruders`."""
-        from rankscope.plots import figure_intruders
-
-        return figure_intruders(self.table, **options)
+        return drawn("figure_intruders", self.table, **options)
 
 
 @dataclass(frozen=True)

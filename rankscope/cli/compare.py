@@ -9,6 +9,7 @@ from rankscope.cli.options import (
     Selection,
     base_options,
     device_option,
+    figure_options,
     output_options,
     selection_options,
 )
@@ -50,6 +51,7 @@ from rankscope.cli.output import check_outputs, deliver
 @device_option
 @engine_options
 @output_options
+@figure_options
 def command(
     sources: tuple[str, ...],
     k: int | None,
@@ -65,12 +67,13 @@ def command(
     outputs: tuple[str, ...],
     quiet: bool,
     verbose: bool,
+    look: dict[str, str],
 ) -> None:
     """Compare many sources, every pair of them, and what all of them share.
 
     Example: rankscope compare r8=data/sql-r8-seed0 r64=data/sql-r64-seed0 data/sql-r8-seed1
     """
-    check_outputs(outputs)
+    check_outputs(outputs, look)
     engine.begin()
     from rankscope.analysis.compare import DEFAULT, compare_study
 
@@ -81,7 +84,7 @@ def command(
         sets, k=k, measures=measures, groups=_grouped(groups), series=series, device=device
     )
     result = engine.run(study, progress=not quiet)
-    deliver(result, as_json=as_json, outputs=outputs, quiet=quiet, verbose=verbose)
+    deliver(result, as_json=as_json, outputs=outputs, quiet=quiet, verbose=verbose, look=look)
 
 
 def named_sources(sources: tuple[str, ...]) -> dict[str, str]:

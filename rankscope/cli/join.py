@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import click
 
-from rankscope.cli.options import output_options
+from rankscope.cli.options import figure_options, output_options
 from rankscope.cli.output import check_outputs, deliver
 
 
 @click.command("join")
 @click.argument("journals", nargs=-1, required=True, metavar="JOURNAL…")
 @output_options
+@figure_options
 def command(
-    journals: tuple[str, ...], as_json: bool, outputs: tuple[str, ...], quiet: bool, verbose: bool
+    journals: tuple[str, ...],
+    as_json: bool,
+    outputs: tuple[str, ...],
+    quiet: bool,
+    verbose: bool,
+    look: dict[str, str],
 ) -> None:
     """Join the shards of a run: the result it would have given in one piece.
 
@@ -22,5 +28,7 @@ def command(
     """
     from rankscope.analysis.join import join
 
-    check_outputs(outputs)
-    deliver(join(*journals), as_json=as_json, outputs=outputs, quiet=quiet, verbose=verbose)
+    check_outputs(outputs, look)
+    deliver(
+        join(*journals), as_json=as_json, outputs=outputs, quiet=quiet, verbose=verbose, look=look
+    )

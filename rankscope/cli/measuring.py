@@ -14,6 +14,7 @@ from rankscope.cli.options import (
     Selection,
     base_options,
     device_option,
+    figure_options,
     output_options,
     selection_options,
 )
@@ -37,10 +38,11 @@ class Measurement:
     outputs: tuple[str, ...]
     quiet: bool
     verbose: bool
+    look: dict[str, str]
 
     def run(self, command: str, **options: Any) -> None:
         """Open the source, do the study of a command with `options`, and deliver its result."""
-        check_outputs(self.outputs)
+        check_outputs(self.outputs, self.look)
         self.engine.begin()
         from rankscope.analysis.subject import open_subjects
 
@@ -56,6 +58,7 @@ class Measurement:
             outputs=self.outputs,
             quiet=self.quiet,
             verbose=self.verbose,
+            look=self.look,
         )
 
 
@@ -79,7 +82,7 @@ def measuring_options(function: Callable[..., None]) -> Callable[..., None]:
     gather.__doc__, gather.__name__ = function.__doc__, function.__name__
     gather.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
     options = (base_options, selection_options, device_option, engine_options)
-    decorated: Callable[..., None] = output_options(gather)
+    decorated: Callable[..., None] = output_options(figure_options(gather))
     for option in reversed(options):
         decorated = option(decorated)
     return click.argument("source")(decorated)

@@ -23,6 +23,7 @@ __all__ = [
     "check_one_size",
     "debug_option",
     "device_option",
+    "figure_options",
     "output_options",
     "pickle_option",
     "report_output_options",
@@ -227,8 +228,42 @@ def _outputs(help_: str) -> Callable[[F], F]:
 
 
 output_options = _outputs(
-    "Also write FILE: .json .csv .parquet .tex .md .svg .pdf .png .html; repeatable."
+    "Also write FILE: .json .csv .parquet .tex .md .svg .pdf .png .html; repeatable. Beside a "
+    "figure stand its numbers, .csv, and their provenance, .json."
 )
+
+# As rankscope.plots has them, which would load matplotlib for a --help.
+_STYLES = ("paper", "talk", "notebook")
+_COLOURS = (
+    "rocket", "mako", "viridis", "cividis", "magma", "gray", "vlag", "coolwarm", "PuOr", "RdBu",
+)  # fmt: skip
+
+_figure = _stack(
+    click.option(
+        "--style", type=click.Choice(_STYLES), help="Sizes of figures; paper if not given."
+    ),
+    click.option("--title", help="Words above figures."),
+    click.option(
+        "--cmap",
+        type=click.Choice(_COLOURS),
+        help="Colours of heat maps; the last four where the scale has a middle, such as cosines.",
+    ),
+)
+
+
+def figure_options(function: F) -> F:
+    """Add the options of figures; the function receives those given as one `look`."""
+
+    def gather(*args: Any, **given: Any) -> Any:
+        own = {name: given.pop(name) for name in ("style", "title", "cmap")}
+        look = {name: value for name, value in own.items() if value is not None}
+        return function(*args, look=look, **given)
+
+    gather.__doc__, gather.__name__ = function.__doc__, function.__name__
+    gather.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+    decorated: F = _figure(gather)  # type: ignore[assignment]
+    return decorated
+
 
 report_output_options = _outputs(
     "Write FILE: .html, one page that opens anywhere; .md, with its figures in a folder beside "

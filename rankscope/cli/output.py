@@ -6,13 +6,15 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import click
 
 from rankscope.cli.group import PARTLY_DONE
+from rankscope.errors import printable
 
 if TYPE_CHECKING:
     from rankscope.results import Result
@@ -20,15 +22,27 @@ if TYPE_CHECKING:
 __all__ = ["check_adapter_outputs", "check_outputs", "deliver", "set_threads"]
 
 _NOTES = 3
+NO_LOOK: Mapping[str, str] = MappingProxyType({})
 
 
-def check_outputs(outputs: Iterable[str]) -> None:
-    """Refuse an unknown suffix before the work and not after it."""
-    from rankscope.results import FIGURE_SUFFIXES, REPORT_SUFFIXES, TABLE_SUFFIXES, unknown_suffix
+def check_outputs(outputs: Iterable[str], look: Mapping[str, str] = NO_LOOK) -> None:
+    """Refuse an unknown suffix, and a place that is taken, before the work and not after it."""
+    from rankscope.results import (
+        FIGURE_SUFFIXES,
+        REPORT_SUFFIXES,
+        TABLE_SUFFIXES,
+        check_beside,
+        unknown_suffix,
+    )
 
+    outputs = list(outputs)
     for output in outputs:
         if Path(output).suffix.lower() not in TABLE_SUFFIXES + FIGURE_SUFFIXES + REPORT_SUFFIXES:
             raise unknown_suffix(Path(output))
+    if look and not any(Path(output).suffix.lower() in FIGURE_SUFFIXES for output in outputs):
+        given = ", ".join(f"--{name}" for name in look)
+        raise click.UsageError(f"{given}: for figures; add -o FILE.svg, .pdf or .png")
+    check_beside(outputs)
 
 
 def check_adapter_outputs(outputs: Iterable[str]) -> None:
@@ -52,14 +66,21 @@ def set_threads(threads: int | None) -> None:
 
 
 def deliver(
-    result: Result, *, as_json: bool, outputs: Iterable[str], quiet: bool, verbose: bool
+    result: Result,
+    *,
+    as_json: bool,
+    outputs: Iterable[str],
+    quiet: bool,
+    verbose: bool,
+    look: Mapping[str, str] = NO_LOOK,
 ) -> None:
     """Write the files, print the table or the JSON object, report notes, and exit.
 
     Exits with 3 where some updates could not be measured.
     """
-    for output in outputs:
-        result.save(output)
+    from rankscope.results import save_all
+
+    written = save_all(result, outputs, look)
     if as_json:
         click.echo(json.dumps(result.to_dict(), allow_nan=False))
     elif not quiet:
@@ -68,6 +89,8 @@ def deliver(
             click.echo(f"\n{details}")
     if not quiet:
         _print_notes(result, verbose)
+        for sentence in written:
+            click.echo(printable(sentence), err=True)
     for failure in result.failures:
         parts = (f"  {part}: {failure[part]}" for part in ("where", "expected", "got", "fix"))
         click.echo("\n".join([f"Error: {failure['module']}: {failure['what']}", *parts]), err=True)

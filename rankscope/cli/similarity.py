@@ -11,6 +11,7 @@ from rankscope.cli.options import (
     Selection,
     base_options,
     device_option,
+    figure_options,
     output_options,
     seed_option,
     selection_options,
@@ -65,6 +66,7 @@ from rankscope.errors import SourceError
 @device_option
 @engine_options
 @output_options
+@figure_options
 def command(
     a: str,
     b: str,
@@ -79,6 +81,7 @@ def command(
     outputs: tuple[str, ...],
     quiet: bool,
     verbose: bool,
+    look: dict[str, str],
     **options: Any,
 ) -> None:
     """Compare the directions of A and B in every module that both update.
@@ -89,7 +92,7 @@ def command(
 
     Example: rankscope similarity data/sql-r8-seed0 data/sql-r64-seed0 -o figures/similarity.svg
     """  # fmt: skip
-    check_outputs(outputs)
+    check_outputs(outputs, look)
     engine.begin()
     from rankscope.analysis.similarity import similarity_study
 
@@ -114,4 +117,4 @@ def command(
             fix="leave out --strict, or select modules with --include",
         )
     result = engine.run(study, progress=not quiet)
-    deliver(result, as_json=as_json, outputs=outputs, quiet=quiet, verbose=verbose)
+    deliver(result, as_json=as_json, outputs=outputs, quiet=quiet, verbose=verbose, look=look)

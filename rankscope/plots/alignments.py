@@ -6,17 +6,22 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from rankscope.plots.amplification import draw_alignment, ratio_bar
-from rankscope.plots.style import DOUBLE, new_figure, notice_figure, outer_labels, theme
+from rankscope.plots.style import (
+    DOUBLE,
+    new_figure,
+    notice_figure,
+    outer_labels,
+    sequential,
+    theme,
+)
 from rankscope.plots.tables import as_vector, require_columns, ticks_from_one
 
 __all__ = ["figure_alignments", "mean_alignment"]
 
-_ROCKET = sns.color_palette("rocket", as_cmap=True)
 _CAP = 0.4  # of the colours of φ: little lies above, as in the paper, where the bar ends at 0.2
 
 
@@ -68,7 +73,7 @@ def _draw(tables: Mapping[str, pd.DataFrame], side: str, caption: str) -> Figure
         edges = np.concatenate([[0.5], (i[1:] + i[:-1]) / 2, i[-1:] + 0.5])
         across = np.arange(phi.shape[1] + 1) + 0.5
         mesh = upper[column].pcolormesh(
-            across, edges, phi, cmap=_ROCKET, vmin=0, vmax=_CAP, rasterized=True
+            across, edges, phi, cmap=sequential("rocket"), vmin=0, vmax=_CAP, rasterized=True
         )
         upper[column].set(title=name, ylim=(edges[-1], 0.5))
         upper[column].set_xticks(ticks_from_one(phi.shape[1], 6))

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import TwoSlopeNorm
@@ -18,7 +17,16 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from rankscope.plots.panels import SIDES
 from rankscope.plots.places import draw_kind, label_places, layered, places
-from rankscope.plots.style import DOUBLE, KIND_COLORS, new_figure, notice_figure, theme
+from rankscope.plots.style import (
+    DOUBLE,
+    KIND_COLORS,
+    KIND_MARKERS,
+    diverging,
+    new_figure,
+    notice_figure,
+    points,
+    theme,
+)
 from rankscope.plots.tables import (
     TableError,
     as_floats,
@@ -42,7 +50,6 @@ __all__ = [
 _PROJECTIONS = ("projection_update", "projection_weight", "projection_random")
 _ALIGNMENT = ("rows", "columns", "alignment_i")
 _PROFILE = ("rows", "columns", "profile_k", "profile_top", "profile_bottom")
-_VLAG = sns.color_palette("vlag", as_cmap=True).with_extremes(bad="0.88")
 _OCTAVES = 2  # either way from chance, to the ends of the colours
 _MOST = 3  # panels of k beside the profile
 
@@ -93,7 +100,7 @@ def plot_amplification(
         )
     kinds = _draw_projections(ax, rows)
     ax.set(title=f"k = {rows['k'].iloc[0]}" if len(rows) else "", ylabel="‖UᵀWV‖")
-    ax.legend(handles=_keys(kinds), ncols=2)
+    ax.legend(handles=_kind_keys(kinds) + _keys(), ncols=2)
     return ax
 
 
@@ -236,8 +243,10 @@ def _draw_page(table: pd.DataFrame, rows: pd.DataFrame, caption: str) -> Figure:
     axes[0].set_ylabel("‖UᵀWV‖")
     _draw_profile(axes[-1], grids)
     axes[-1].set_title("share of ‖ΔW‖²")
-    keys = _keys(kinds) + _profile_keys()
-    top.legend(handles=keys, loc="outside upper center", ncols=-(-len(keys) // 2))
+    # Dashes mean one thing in each: a legend that all share would have to be read twice.
+    axes[-1].legend(handles=_profile_keys(), loc="lower right", labelspacing=0.2, borderpad=0)
+    keys = _kind_keys(kinds) + _keys()
+    top.legend(handles=keys, loc="outside upper left", ncols=min(len(keys), 5))
     _draw_alignments(bottom, grids, kinds)
     return figure
 
@@ -245,7 +254,7 @@ def _draw_page(table: pd.DataFrame, rows: pd.DataFrame, caption: str) -> Figure:
 def _draw_alignments(figure: Figure, grids: pd.DataFrame, kinds: Sequence[str]) -> None:
     axes = figure.subplots(2, len(kinds), squeeze=False)
     for row, side in zip(axes, SIDES, strict=True):
-        row[0].set_ylabel(SIDES[side], weight="bold", size=6.5)
+        row[0].set_ylabel(SIDES[side], weight="bold", size=points(6.5))
         for ax, kind in zip(row, kinds, strict=True):
             mine = grids[grids["kind"] == kind]
             drawn = draw_alignment(ax, mine, side, most_ticks=3 if len(kinds) > 4 else 8)
@@ -325,7 +334,7 @@ def draw_alignment(ax: Axes, table: pd.DataFrame, side: str, most_ticks: int = 8
         np.arange(phi.shape[1] + 1) + 0.5,
         edges,
         octaves,
-        cmap=_VLAG,
+        cmap=diverging("vlag").with_extremes(bad="0.88"),
         norm=TwoSlopeNorm(0, -_OCTAVES, _OCTAVES),
         rasterized=True,
     )
@@ -374,10 +383,16 @@ def _color(kind: str) -> str:
     return KIND_COLORS.get(kind, KIND_COLORS["other"])
 
 
-def _keys(kinds: Sequence[str]) -> list[Line2D | Patch]:
+def _kind_keys(kinds: Sequence[str]) -> list[Line2D | Patch]:
     return [
-        *(Line2D([], [], color=_color(kind), marker="o", label=kind) for kind in kinds),
-        Line2D([], [], color="0.3", marker="o", label="ΔW's directions"),
+        Line2D([], [], color=_color(kind), marker=KIND_MARKERS.get(kind, "h"), label=kind)
+        for kind in kinds
+    ]
+
+
+def _keys() -> list[Line2D | Patch]:
+    return [
+        Line2D([], [], color="0.3", label="ΔW's directions (marks)"),
         Line2D([], [], color="0.3", linestyle="--", label="W's own"),
         Patch(color="0.75", label="random"),
     ]

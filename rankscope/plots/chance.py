@@ -11,7 +11,7 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.markers import CARETRIGHT
 
-from rankscope.plots.style import SMALL
+from rankscope.plots.style import SMALL, points, thick
 
 LABEL = "φ(i, j)"
 _TICKS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -53,7 +53,7 @@ def _clusters(levels: Sequence[float], apart: float) -> list[list[float]]:
 
 def _mark(ax: Axes, levels: Sequence[float]) -> None:
     beside = ax.get_yaxis_transform()
-    style: dict[str, Any] = {"marker": CARETRIGHT, "markersize": 4, "color": "black"}
+    style: dict[str, Any] = {"marker": CARETRIGHT, "markersize": thick(4), "color": "black"}
     ax.plot(
         [0.0] * len(levels),
         list(levels),
@@ -71,7 +71,7 @@ def _mark(ax: Axes, levels: Sequence[float]) -> None:
         textcoords="offset points",
         ha="right",
         va="center",
-        size=SMALL,
+        size=points(SMALL),
     )
 
 

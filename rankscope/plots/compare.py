@@ -8,7 +8,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
@@ -18,7 +17,19 @@ from rankscope.plots.chance import colour_bar
 from rankscope.plots.counts import draw_counts, draw_lines
 from rankscope.plots.groups import GROUPS_CAPTION, draw_groups, group_height
 from rankscope.plots.panels import SIDES
-from rankscope.plots.style import DOUBLE, SMALL, characters, new_figure, notice_figure, theme
+from rankscope.plots.style import (
+    DOUBLE,
+    SMALL,
+    characters,
+    diverging,
+    ink,
+    new_figure,
+    notice_figure,
+    points,
+    sequential,
+    theme,
+    thick,
+)
 from rankscope.plots.tables import in_words, line_names, require_columns, ticks_from_one
 
 __all__ = ["Squares", "figure_compare", "plot_compare", "plot_shared"]
@@ -28,10 +39,9 @@ Squares = Mapping[str, Mapping[str, pd.DataFrame]]
 
 SIMILARITIES = ("phi", "containment", "mean_cosine", "cka", "cosine")
 _BAD = "0.88"
-_ROCKET = sns.color_palette("rocket", as_cmap=True).with_extremes(bad=_BAD)
-_VLAG = sns.color_palette("vlag", as_cmap=True).with_extremes(bad=_BAD)
-_MAKO = sns.color_palette("mako", as_cmap=True).with_extremes(bad=_BAD)
 _WRITTEN = 6  # sources whose values can be written into their cells
+_NAMED = 12  # sources whose names stand beside each other
+_UPRIGHT = 14  # letters of a name under a column
 
 
 def plot_compare(
@@ -58,19 +68,20 @@ def plot_compare(
     Returns
     -------
     Axes
-        Numbered to the right as downwards, where the names stand.
+        Names downwards and to the right; where there are many, numbers to the right, which
+        stand beside the names.
 
     Examples
     --------
     >>> square = pd.DataFrame([[1, 0, 0.9], [0, 1, 0], [0.9, 0, 1]], list("abc"), list("abc"))
     >>> ax = plot_compare(square, ax=Figure().add_subplot())
     >>> sorted(label.get_text() for label in ax.get_yticklabels())
-    ['a  3', 'b  1', 'c  2']
+    ['a', 'b', 'c']
     """
     ax = plt.gca() if ax is None else ax
-    order = _leaves(_tree(square, measure))
+    order = _leaves(_tree([square], measure))
     mesh = _draw_square(ax, square.iloc[order, order], measure)
-    _name_rows(ax, [str(square.index[n]) for n in order])
+    _name(ax, [str(name) for name in square.index[order]])
     ax.set_title(in_words(measure))
     _bar(mesh, ax, measure, chance)
     return ax
@@ -118,7 +129,7 @@ def plot_shared(shared: pd.DataFrame, *, side: str = "right", ax: Axes | None = 
 def figure_compare(
     squares: Squares,
     *,
-    chance: Mapping[str, Sequence[float]],
+    chance: Mapping[str, Mapping[str, Sequence[float]]],
     shared: pd.DataFrame,
     groups: pd.DataFrame | None = None,
 ) -> Figure:
@@ -128,9 +139,10 @@ def figure_compare(
     ----------
     squares : mapping
         From the side to the measures to square tables, as ``CompareResult.matrix`` makes them.
-        The first measure's tree gives a side its order and stands left of it.
+        The tree of the first measure, of the mean of both sides, gives all of them one order
+        and stands left of them.
     chance : mapping
-        From the side to the chance levels of φ.
+        From the side to the measures to their chance levels.
     shared : DataFrame
         As for `plot_shared`.
     groups : DataFrame, optional
@@ -155,13 +167,13 @@ def figure_compare(
 
 def _draw_page(
     squares: Squares,
-    chance: Mapping[str, Sequence[float]],
+    chance: Mapping[str, Mapping[str, Sequence[float]]],
     shared: pd.DataFrame,
     groups: pd.DataFrame,
 ) -> Figure:
     measures = list(next(iter(squares.values())))
-    number = len(next(iter(next(iter(squares.values())).values())))
-    high = max(0.105 * number, 1.25) + 0.5
+    names = list(map(str, next(iter(next(iter(squares.values())).values())).index))
+    high = max(0.105 * len(names), 1.25) + 0.4 + _below(names)
     below = 1.7
     lowest = group_height(groups) if len(groups) else 0.0
     caption = _caption(squares, measures[0]) + (GROUPS_CAPTION if lowest else "")
@@ -171,8 +183,9 @@ def _draw_page(
     if lowest:
         draw_groups(parts.pop(), groups, list(squares), measures[0])
     *upper, lower = parts
+    tree = _tree([tables[measures[0]] for tables in squares.values()], measures[0])
     for part, (side, tables) in zip(upper, squares.items(), strict=True):
-        _draw_side(part, side, tables, chance.get(side, ()))
+        _draw_side(part, side, tables, chance.get(side, {}), tree)
     _draw_shared(lower, squares, shared)
     return figure
 
@@ -188,34 +201,35 @@ def _draw_shared(lower: Any, squares: Squares, shared: pd.DataFrame) -> None:
 
 
 def _draw_side(
-    figure: Any, side: str, tables: Mapping[str, pd.DataFrame], chance: Sequence[float]
+    figure: Any,
+    side: str,
+    tables: Mapping[str, pd.DataFrame],
+    chance: Mapping[str, Sequence[float]],
+    tree: NDArray[np.float64],
 ) -> None:
-    first = next(iter(tables))
-    tree = _tree(tables[first], first)
     order = _leaves(tree)
     grid = figure.add_gridspec(1, len(tables) + 1, width_ratios=[0.22] + [1.0] * len(tables))
     trunk = figure.add_subplot(grid[0])
     _draw_tree(trunk, tree)
-    trunk.set_ylabel(SIDES[side], weight="bold", size=6.5)
+    trunk.set_ylabel(SIDES[side], weight="bold", size=points(6.5))
     for n, (measure, square) in enumerate(tables.items()):
         ax = figure.add_subplot(grid[n + 1])
         mesh = _draw_square(ax, square.iloc[order, order], measure)
-        if n:
-            ax.tick_params(labelleft=False)
-        else:
-            _name_rows(ax, [str(square.index[n]) for n in order], width=1.1)
+        _name(ax, [str(name) for name in square.index[order]], width=1.1)
+        ax.tick_params(labelleft=not n)
         ax.set_title(in_words(measure))
-        _bar(mesh, ax, measure, chance if measure == "phi" else ())
+        _bar(mesh, ax, measure, chance.get(measure, ()))
 
 
-def _tree(square: pd.DataFrame, measure: str) -> NDArray[np.float64]:
-    """Return the linkage of the sources by their average distances."""
+def _tree(squares: Sequence[pd.DataFrame], measure: str) -> NDArray[np.float64]:
+    """Return the linkage of the sources by their average distances, the mean of the squares."""
     from scipy.cluster.hierarchy import linkage
 
-    values = square.to_numpy(dtype=np.float64)
+    parts = [square.to_numpy(dtype=np.float64) for square in squares]
+    values = np.ma.masked_invalid(parts).mean(axis=0).filled(np.nan)
     values = (values + values.T) / 2  # containment has two directions
     distances = 1 - values if measure in SIMILARITIES else values
-    apart = distances[np.triu_indices(len(square), 1)]
+    apart = distances[np.triu_indices(len(values), 1)]
     # A pair that shares no module is as far apart as any.
     apart = np.where(np.isfinite(apart), apart, np.nanmax(apart, initial=0.0))
     tree: NDArray[np.float64] = linkage(np.maximum(apart, 0), "average", optimal_ordering=True)
@@ -234,42 +248,48 @@ def _draw_tree(ax: Axes, tree: NDArray[np.float64]) -> None:
     drawn = dendrogram(tree, no_plot=True)
     for across, down in zip(drawn["dcoord"], drawn["icoord"], strict=True):
         # Leaves stand at 5, 15, 25 …; rows at 0, 1, 2 …
-        ax.plot(across, (np.array(down) - 5) / 10, color="0.3", linewidth=0.7)
+        ax.plot(across, (np.array(down) - 5) / 10, color="0.3", linewidth=thick(0.7))
     far = max(float(tree[:, 2].max()), 1e-9)
     ax.set(xlim=(1.05 * far, 0), ylim=(len(tree) + 0.5, -0.5))
     ax.set_xticks([0, far], ["0", f"{far:.2g}"])
     ax.set_yticks([])
-    ax.set_title("tree", size=SMALL)
+    ax.set_title("tree", size=points(SMALL))
     ax.spines[["left"]].set_visible(False)
 
 
 def _draw_square(ax: Axes, square: pd.DataFrame, measure: str) -> QuadMesh:
     values = square.to_numpy(dtype=np.float64)
     n, (low, high) = len(values), _limits(values, measure)
-    cmap = _VLAG if measure == "cosine" else _ROCKET if measure in SIMILARITIES else _MAKO
+    colours = sequential("rocket" if measure in SIMILARITIES else "mako")
+    colours = diverging("vlag") if measure == "cosine" else colours
     edges = np.arange(n + 1) - 0.5
     mesh = ax.pcolormesh(
-        edges, edges, np.ma.masked_invalid(values), cmap=cmap, vmin=low, vmax=high, rasterized=True
+        edges,
+        edges,
+        np.ma.masked_invalid(values),
+        cmap=colours.with_extremes(bad=_BAD),
+        vmin=low,
+        vmax=high,
+        rasterized=True,
     )
     ax.set_facecolor(_BAD)
     ax.set(ylim=(n - 0.5, -0.5), xlim=(-0.5, n - 0.5))
-    ticks = ticks_from_one(n, 6)
-    ax.set_xticks([tick - 1 for tick in ticks], [str(tick) for tick in ticks])
-    ax.set_yticks(range(n))
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     if n <= _WRITTEN:
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
-                color = _ink(mesh, value)
-                ax.text(column, row, f"{value:.2f}", size=5, ha="center", va="center", color=color)
+                color = ink(mesh, value)
+                ax.text(
+                    column,
+                    row,
+                    f"{value:.2f}",
+                    size=points(5),
+                    ha="center",
+                    va="center",
+                    color=color,
+                )
     return mesh
-
-
-def _ink(mesh: QuadMesh, value: float) -> str:
-    """Return black on light cells and white on dark ones."""
-    red, green, blue, _ = mesh.to_rgba(np.array([value]))[0]
-    return "black" if 0.3 * red + 0.6 * green + 0.1 * blue > 0.5 else "white"
 
 
 def _limits(values: NDArray[np.float64], measure: str) -> tuple[float, float]:
@@ -281,9 +301,23 @@ def _limits(values: NDArray[np.float64], measure: str) -> tuple[float, float]:
     return 0.0, float(finite.max(initial=0.0)) or 1.0
 
 
-def _name_rows(ax: Axes, names: Sequence[str], width: float = 1.4) -> None:
-    short = line_names(names, characters(width, SMALL))
-    ax.set_yticks(range(len(names)), [f"{name}  {n}" for n, name in enumerate(short, 1)])
+def _name(ax: Axes, names: Sequence[str], width: float = 1.4) -> None:
+    """Name the rows, and the columns where their names stand beside each other."""
+    names, n = [str(name) for name in names], len(names)
+    rows = line_names(names, characters(width, SMALL))
+    if n > _NAMED:
+        ticks = ticks_from_one(n, 6)
+        ax.set_xticks([tick - 1 for tick in ticks], [str(tick) for tick in ticks])
+        rows = [f"{name}  {number}" for number, name in enumerate(rows, 1)]
+    else:
+        ax.set_xticks(range(n), line_names(names, _UPRIGHT), rotation=90)
+    ax.set_yticks(range(n), rows)
+
+
+def _below(names: Sequence[str]) -> float:
+    """Return the inches that the names of the columns take."""
+    upright = 0 if len(names) > _NAMED else min(max(map(len, names)), _UPRIGHT)
+    return 0.1 + 0.045 * upright
 
 
 def _bar(mesh: QuadMesh, ax: Axes, measure: str, chance: Sequence[float]) -> None:
@@ -296,7 +330,7 @@ def _bar(mesh: QuadMesh, ax: Axes, measure: str, chance: Sequence[float]) -> Non
 def _caption(squares: Squares, measure: str) -> str:
     number = len(next(iter(next(iter(squares.values())).values())))
     return (
-        f"Means over the modules that two of the {number} sources share; each side in the order "
-        f"of its tree, average linkage of {in_words(measure)}. Containment: the row's energy in "
-        "the column's span. Shared directions: common to the sources beyond chance."
+        f"Means over the modules that two of the {number} sources share, in the order of the "
+        f"tree: average linkage of {in_words(measure)}, mean of the sides. Containment: the row's "
+        "energy in the column's span. Shared directions: common to the sources beyond chance."
     )

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from rankscope.plots.panels import SIDES
-from rankscope.plots.style import SMALL, characters
+from rankscope.plots.style import SMALL, characters, points, thick
 from rankscope.plots.tables import in_words, line_names, require_columns
 
 __all__ = ["GROUPS_CAPTION", "draw_groups", "group_height", "plot_groups"]
@@ -75,14 +75,14 @@ def plot_groups(
 
 def _draw_row(ax: Axes, n: int, row: Any) -> None:
     color = _WITHIN if row.a == row.b else _BETWEEN
-    ax.hlines(n, row.modules_low, row.modules_high, color=color, linewidth=0.8)
-    ax.hlines(n, row.seeds_low, row.seeds_high, color=color, linewidth=2.4, alpha=0.5)
+    ax.hlines(n, row.modules_low, row.modules_high, color=color, linewidth=thick(0.8))
+    ax.hlines(n, row.seeds_low, row.seeds_high, color=color, linewidth=thick(2.4), alpha=0.5)
     ax.plot(row.mean, n, "o", color=color)
     ax.vlines(row.chance, n - 0.35, n + 0.35, color="0.4", linestyle=":", label="chance")
     if np.isfinite(row.p_shuffled):
         ax.annotate(
             f"p = {row.p_shuffled:.2g}", (1.0, n), xycoords=ax.get_yaxis_transform(),
-            ha="left", va="center", size=SMALL, annotation_clip=False,
+            ha="left", va="center", size=points(SMALL), annotation_clip=False,
         )  # fmt: skip
 
 

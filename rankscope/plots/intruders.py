@@ -20,14 +20,16 @@ from rankscope.plots.style import (
     KIND_MARKERS,
     new_figure,
     notice_figure,
+    panels_of,
     theme,
+    thick,
 )
 from rankscope.plots.tables import TableError, as_vector, kinds_in_order, require_columns
 
 __all__ = ["figure_intruders", "plot_closeness", "plot_intruders"]
 
 _CLOSENESS = ("epsilon", "chance_99", "max_cosine")
-_SPREAD = 0.6  # of a layer's width, over which its kinds stand beside each other
+_SPREAD = 0.24  # of a layer's width, over which its kinds stand beside each other
 
 
 def plot_closeness(
@@ -143,17 +145,22 @@ def figure_intruders(table: pd.DataFrame) -> Figure:
 
 def _draw_page(table: pd.DataFrame, sides: Sequence[str]) -> Figure:
     figure = new_figure(DOUBLE, 4.2, _chosen(table))
-    axes = figure.subplots(2, len(sides), squeeze=False, height_ratios=(1.6, 1))
+    part = panels_of(figure)
+    axes = part.subplots(2, len(sides), squeeze=False, height_ratios=(1.6, 1))
     rows = _counted_rows(table)
     for (upper, lower), side in zip(axes.T, sides, strict=True):
         kinds = _draw_closeness(upper, _one_side(table, side))
         upper.set_title(SIDES[side])
         draw_counts(lower, rows, side, "intruders")
     axes[0, 0].set_ylabel("largest cosine with a direction of W")
-    for ax in axes[1]:
-        ax.set_title(_counted(rows))
+    for ax, side in zip(axes[1], sides, strict=True):
+        ax.set_title(f"{_counted(rows)}, {SIDES[side]}")
     keys = _keys(kinds)
-    figure.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), 9))
+    part.legend(
+        handles=keys,
+        loc="outside upper center",
+        ncols=min(len(keys), 9),
+    )
     return figure
 
 
@@ -184,7 +191,7 @@ def _draw_closeness(ax: Axes, rows: pd.DataFrame) -> list[str]:
             np.concatenate(cosines),
             linestyle="none",
             marker=_marker(kind),
-            markersize=2.0,
+            markersize=thick(2.0),
             alpha=0.7,
             color=_color(kind),
             label=kind,
@@ -193,7 +200,7 @@ def _draw_closeness(ax: Axes, rows: pd.DataFrame) -> list[str]:
     ax.axhspan(0, levels[-1], color="0.93", linewidth=0, zorder=0)
     ax.axhspan(0, levels[0], color="0.85", linewidth=0, zorder=0, label="chance")
     for epsilon in rows["epsilon"].unique():
-        ax.axhline(epsilon, color="0.3", linestyle="--", linewidth=0.7, label="ε")
+        ax.axhline(epsilon, color="0.3", linestyle="--", linewidth=thick(0.7), label="ε")
     label_places(ax, once)
     ax.set_ylim(0.0, 1.02)
     return kinds

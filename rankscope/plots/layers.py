@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rankscope.plots.chance import colour_bar
 from rankscope.plots.panels import RANDOM, Panel, mean_panel, with_grids
 from rankscope.plots.similarity import NOTHING, direction, draw_grid
-from rankscope.plots.style import DOUBLE, new_figure, notice_figure, outer_labels, theme
+from rankscope.plots.style import DOUBLE, new_figure, notice_figure, outer_labels, points, theme
 from rankscope.plots.tables import kinds_in_order, require_columns
 
 __all__ = ["figure_layers", "phi_cells"]
@@ -136,7 +136,9 @@ def _draw(lines: Sequence[Sequence[Panel]], names: tuple[str, str], caption: str
         for c, panel in enumerate(panels):
             ax = figure.add_subplot(grid[r, c])
             draw_grid(ax, panel, most_ticks=max(2, int(wide / 0.13)))
-            ax.set_title(f"{panel.name}, j ≤ i" if panel.enlarged else panel.name, size=6.5, pad=3)
+            ax.set_title(
+                f"{panel.name}, j ≤ i" if panel.enlarged else panel.name, size=points(6.5), pad=3
+            )
             same = c > 0 and panels[c - 1].grid.shape[0] == panel.grid.shape[0]
             ax.tick_params(labelleft=not same, labelbottom=r + 1 == len(lines))
             drawn.append(ax)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rankscope.plots.tables import (
     TableError,
+    as_floats,
     count,
     kinds_in_order,
     left_out,
@@ -81,7 +82,8 @@ def arrange(table: pd.DataFrame, *, random: pd.DataFrame | None, by: str, page: 
         if (shown["side"] == side).any()
     }
     zero = [name for name in table["module"].unique() if name not in set(rows["module"])]
-    return Page(sides, " ".join(filter(None, [note, _how(sides), left_out(zero, "rank 0")])))
+    said = [note, _how(sides), _other_layers(shown), left_out(zero, "rank 0")]
+    return Page(sides, " ".join(filter(None, said)))
 
 
 def count_pages(table: pd.DataFrame, *, by: str = "auto") -> int:
@@ -209,8 +211,31 @@ def _how(sides: dict[str, list[Panel]]) -> str:
     if not panels:
         return ""
     blocks = dict.fromkeys(_size(panel.grid) for panel in panels if panel.cropped)
-    cut = f"Grids differ in size: means are over the leading {' or '.join(blocks)} block."
-    return f"{cut if blocks else ''} Chance is max(i, j)/d at the last cell.".strip()
+    said = [
+        f"Grids differ in size: means are over the leading {' or '.join(blocks)} block."
+        if blocks
+        else "",
+        "Enlarged: the cells of the full grid with j ≤ i, under grey steps."
+        if any(panel.enlarged for panel in panels)
+        else "",
+        "Chance is max(i, j)/d at the last cell.",
+    ]
+    return " ".join(filter(None, said))
+
+
+def _other_layers(rows: pd.DataFrame) -> str:
+    """Return the sentence that gives the null of other layers of B, where it was asked for."""
+    columns = ["phi_full", "shuffled_mean", "shuffled_95"]
+    if not set(columns) <= set(rows.columns) or rows["shuffled_mean"].isna().all():
+        return ""
+    known = rows[rows["shuffled_mean"].notna()]
+    means = as_floats(known, columns).groupby(known["side"]).mean()
+    parts = [
+        f"{here:.2g} on the {SIDES[str(side)]}, {mean:.2g} between other layers (95 % of them "
+        f"below {most:.2g})"
+        for side, (here, mean, most) in means.reindex(list(SIDES)).dropna().T.items()
+    ]
+    return f"φ of all directions, means over modules: {'; '.join(parts)}."
 
 
 def _size(grid: NDArray[np.float64]) -> str:

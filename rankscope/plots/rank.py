@@ -18,7 +18,10 @@ from rankscope.plots.style import (
     SMALL,
     new_figure,
     notice_figure,
+    panels_of,
+    points,
     theme,
+    thick,
 )
 from rankscope.plots.tables import (
     as_floats,
@@ -119,7 +122,8 @@ def _draw_panels(table: pd.DataFrame, measures: Sequence[str], caption: str) -> 
     columns = min(len(measures), 2)
     rows = -(-len(measures) // columns)
     figure = new_figure(SINGLE if columns == 1 else DOUBLE, rows * 1.9 + 0.3, caption)
-    axes = [figure.add_subplot(rows, columns, n + 1) for n in range(len(measures))]
+    part = panels_of(figure)
+    axes = [part.add_subplot(rows, columns, n + 1) for n in range(len(measures))]
     drawn: list[str] = []
     for index, (ax, measure) in enumerate(zip(axes, measures, strict=True)):
         drawn = _draw_measure(ax, table, measure) or drawn
@@ -129,7 +133,12 @@ def _draw_panels(table: pd.DataFrame, measures: Sequence[str], caption: str) -> 
             ax.tick_params(labelbottom=False)
     handles, labels = axes[0].get_legend_handles_labels()
     if len(labels) > 1:
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        part.legend(
+            handles,
+            labels,
+            loc="outside upper center",
+            ncols=len(labels),
+        )
     return figure
 
 
@@ -152,7 +161,7 @@ def _mark_ceiling(ax: Axes, ceilings: NDArray[np.float64], values: NDArray[np.fl
     levels = np.unique(ceilings[np.isfinite(ceilings)])
     near = levels[levels <= 3 * highest]
     for level in near:
-        ax.axhline(level, color="0.4", linestyle="--", linewidth=0.7, label="_ceiling")
+        ax.axhline(level, color="0.4", linestyle="--", linewidth=thick(0.7), label="_ceiling")
     if near.size:
         words, height = "ceiling " + ", ".join(f"{n:g}" for n in near[-4:]), float(near[-1])
         ax.annotate(
@@ -163,7 +172,7 @@ def _mark_ceiling(ax: Axes, ceilings: NDArray[np.float64], values: NDArray[np.fl
             textcoords="offset points",
             ha="right",
             va="bottom",
-            size=SMALL,
+            size=points(SMALL),
             color="0.3",
         )
     elif levels.size:
@@ -176,7 +185,7 @@ def _mark_ceiling(ax: Axes, ceilings: NDArray[np.float64], values: NDArray[np.fl
             textcoords="offset points",
             ha="right",
             va="top",
-            size=SMALL,
+            size=points(SMALL),
             color="0.3",
         )
     ax.set_ylim(0, 1.15 * max(highest, near.max(initial=0.0)) or 1.0)

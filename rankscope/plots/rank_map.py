@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
@@ -15,7 +14,18 @@ from matplotlib.ticker import FixedLocator, Locator, MaxNLocator
 from numpy.typing import NDArray
 
 from rankscope.plots.rank import MEASURES
-from rankscope.plots.style import DOUBLE, SINGLE, SMALL, new_figure, notice_figure, theme
+from rankscope.plots.style import (
+    DOUBLE,
+    SINGLE,
+    SMALL,
+    ink,
+    new_figure,
+    notice_figure,
+    points,
+    sequential,
+    theme,
+    thick,
+)
 from rankscope.plots.tables import (
     as_floats,
     in_words,
@@ -30,7 +40,6 @@ __all__ = ["draw_map", "figure_rank_map", "plot_rank_map"]
 # Shares of a whole: their scale is the whole, so that two figures can be compared.
 SHARES = ("unchanged_fraction", "noise_share", "top1_energy")
 _NUMBERED = 8  # layers whose values can be written into their cells
-_MAKO = sns.color_palette("mako", as_cmap=True).with_extremes(bad="0.88")
 _NONE = "none"
 
 
@@ -137,11 +146,11 @@ def draw_map(ax: Axes, table: pd.DataFrame, measure: str, *, top: float = 0.0) -
         np.arange(len(layers) + 1) - 0.5,
         np.arange(len(kinds) + 1) - 0.5,
         np.ma.masked_invalid(grid),
-        cmap=_MAKO,
+        cmap=sequential("mako").with_extremes(bad="0.88"),
         vmin=0,
         vmax=top,
         edgecolors="white",
-        linewidth=0.4,
+        linewidth=thick(0.4),
     )
     ax.set_facecolor("0.88")
     ax.set(title=in_words(measure), xlabel="layer")
@@ -153,7 +162,7 @@ def draw_map(ax: Axes, table: pd.DataFrame, measure: str, *, top: float = 0.0) -
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     if len(layers) <= _NUMBERED:
-        _write_values(ax, grid, top)
+        _write_values(ax, grid, mesh)
     return mesh
 
 
@@ -181,11 +190,19 @@ def _grid(
     return grid
 
 
-def _write_values(ax: Axes, grid: NDArray[np.float64], top: float) -> None:
+def _write_values(ax: Axes, grid: NDArray[np.float64], mesh: QuadMesh) -> None:
     for (row, column), value in np.ndenumerate(grid):
         if np.isfinite(value):
-            color = "white" if value < 0.6 * top else "black"  # mako runs from dark to light
-            ax.text(column, row, f"{value:.3g}", ha="center", va="center", size=SMALL, color=color)
+            color = ink(mesh, value)
+            ax.text(
+                column,
+                row,
+                f"{value:.3g}",
+                ha="center",
+                va="center",
+                size=points(SMALL),
+                color=color,
+            )
 
 
 def _means(table: pd.DataFrame) -> str:

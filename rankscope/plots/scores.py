@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rankscope.plots.style import SINGLE, new_figure, notice_figure, theme
+from rankscope.plots.style import SINGLE, new_figure, notice_figure, theme, thick
 from rankscope.plots.tables import in_words, require_columns
 
 __all__ = ["figure_scores", "plot_scores"]
@@ -74,7 +74,7 @@ def plot_scores(
         mark = _MARKS[(number + 3 * (number // len(_COLORS))) % len(_MARKS)]
         ax.errorbar(
             rows[x], rows[y], yerr=rows[f"{y}_sd"], color=color, marker=mark,
-            capsize=1.5, elinewidth=0.6, label=name,
+            capsize=thick(1.5), elinewidth=thick(0.6), label=name,
         )  # fmt: skip
     ax.set(xscale="log", xlabel=in_words(x), ylabel=in_words(y))
     return ax

@@ -5,18 +5,17 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 
 from rankscope.plots.chance import colour_bar
 from rankscope.plots.panels import SIDES, Panel, mean_panel, with_grids
+from rankscope.plots.style import sequential, thick
 from rankscope.plots.tables import TableError, count, one_line, require_columns, ticks_from_one
 
 __all__ = ["plot_similarity"]
 
 NOTHING = "every update is zero"
-_ROCKET = sns.color_palette("rocket", as_cmap=True)
 _EDGE = "0.6"
 
 
@@ -87,7 +86,7 @@ def draw_grid(ax: Axes, panel: Panel, most_ticks: int = 10) -> QuadMesh:
         np.arange(wide + 1) + 0.5,
         np.arange(high + 1) + 0.5,
         np.ma.masked_invalid(panel.grid),
-        cmap=_ROCKET,
+        cmap=sequential("rocket"),
         vmin=0,
         vmax=1,
         rasterized=True,  # thousands of little paths make slow files with hairlines between
@@ -100,7 +99,7 @@ def draw_grid(ax: Axes, panel: Panel, most_ticks: int = 10) -> QuadMesh:
     if panel.enlarged:
         # Without the staircase j = i a φ of 1 fades into the paper.
         edge = np.arange(high + 1) + 0.5
-        ax.step(edge, edge, where="pre", color=_EDGE, linewidth=0.6)
+        ax.step(edge, edge, where="post", color=_EDGE, linewidth=thick(0.6))
     return mesh
 
 

@@ -18,6 +18,7 @@ from rankscope.plots.style import (
     new_figure,
     notice_figure,
     outer_labels,
+    points,
     theme,
 )
 from rankscope.plots.tables import short_names
@@ -143,13 +144,13 @@ def _draw_rows(
         for c, panel in enumerate(panels):
             ax = figure.add_subplot(grid[r, c])
             draw_grid(ax, panel, most_ticks=max(2, int(wide / 0.13)))
-            ax.set_title(_title(panel, titles[panel.name], wide), size=6.5, pad=3)
+            ax.set_title(_title(panel, titles[panel.name], wide), size=points(6.5), pad=points(3))
             same = c > 0 and panels[c - 1].grid.shape[0] == panel.grid.shape[0]
             covered = c < len(below) and below[c].grid.shape[1] == panel.grid.shape[1]
             ax.tick_params(labelleft=not same, labelbottom=not covered)
             drawn.append(ax)
         if r == 0 or rows[r - 1][0] != side:
-            drawn[-len(panels)].set_ylabel(SIDES[side], weight="bold", size=6.5)
+            drawn[-len(panels)].set_ylabel(SIDES[side], weight="bold", size=points(6.5))
     return drawn
 
 

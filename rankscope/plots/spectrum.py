@@ -186,10 +186,9 @@ def _draw_curves(
 
 
 def _bottom(curves: Sequence[_Curve]) -> float:
-    """Return the lowest value shown: a whole decade, so that the axis has two labels or more."""
+    """Return the lowest value shown: a little below the data, 0.09 at most for two labels."""
     ratios = np.concatenate([curve.ratio for curve in curves])
-    lowest = np.nanmin(ratios)
-    return float(10.0 ** min(np.floor(np.log10(lowest)), -1.0))
+    return min(0.7 * float(np.nanmin(ratios)), 0.09)
 
 
 def _draw_noise(ax: Axes, edges: Sequence[float], bottom: float) -> None:

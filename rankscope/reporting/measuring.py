@@ -61,7 +61,7 @@ class Report(Result):
         """Return the first result of a command, as ``report["rank"]``."""
         return next(one.result for one in self.findings if one.command == command)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], **look: str) -> None:
         """Write the report: ``.html``, one self-contained page, or ``.md``.
 
         Markdown cannot hold pictures: they stand beside it, in a folder of its name with
@@ -75,7 +75,7 @@ class Report(Result):
         """
         writer = _WRITERS.get(Path(path).suffix.lower())
         if writer is None:
-            super().save(path)
+            super().save(path, **look)
         else:
             writer(self.findings, Path(path), names=self.names, unread=self.unread)
 

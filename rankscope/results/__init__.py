@@ -8,9 +8,11 @@ from rankscope.results.base import (
     REPORT_SUFFIXES,
     TABLE_SUFFIXES,
     Result,
+    drawn,
     provenance,
     unknown_suffix,
 )
+from rankscope.results.beside import check_beside, save_all
 from rankscope.results.compare import CompareResult
 from rankscope.results.info import InfoResult
 from rankscope.results.rank import Advice, RankResult
@@ -32,6 +34,9 @@ __all__ = [
     "Result",
     "SimilarityResult",
     "SpectrumResult",
+    "check_beside",
+    "drawn",
     "provenance",
+    "save_all",
     "unknown_suffix",
 ]

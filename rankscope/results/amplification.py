@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from rankscope.results.base import Result
+from rankscope.results.base import Result, drawn
 from rankscope.tables import plain
 
 if TYPE_CHECKING:
@@ -34,9 +34,7 @@ class AmplificationResult(Result):
 
     def plot(self, **options: Any) -> Figure:
         """Return Table 7, Figure 8 and ΔW's energy in W's directions: `figure_amplification`."""
-        from rankscope.plots import figure_amplification
-
-        return figure_amplification(self.table, **options)
+        return drawn("figure_amplification", self.table, **options)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form: `curves`, equal for every k, once for each module."""

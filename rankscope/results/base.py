@@ -29,6 +29,7 @@ __all__ = [
     "REPORT_SUFFIXES",
     "TABLE_SUFFIXES",
     "Result",
+    "drawn",
     "provenance",
     "unknown_suffix",
     "without_experts",
@@ -96,7 +97,11 @@ class Result:
     failures: tuple[dict[str, Any], ...] = ()
 
     def plot(self, **options: Any) -> Figure:
-        """Return the figure of this result; `options` go to its ``figure_*`` function."""
+        """Return the figure of this result.
+
+        `style`, `title` and `cmap` are those of `rankscope.plots.theme`; other options go to
+        its ``figure_*`` function.
+        """
         raise UpdateError(
             "this result has no figure",
             where=type(self).__name__,
@@ -141,12 +146,17 @@ class Result:
         """Return what is printed under the table on request; nothing for most results."""
         return ""
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def to_latex(self) -> str:
+        """Return the printed table in LaTeX, with booktabs rules."""
+        return as_latex(self.shown())
+
+    def save(self, path: str | os.PathLike[str], **look: str) -> None:
         """Write the result; the suffix chooses the form.
 
         Tables are ``.json`` (everything), ``.csv`` and ``.parquet`` (rows), ``.tex`` and
         ``.md`` (the printed table); figures are ``.svg``, ``.pdf`` and ``.png``; ``.html`` is
-        one self-contained page of all this. The file appears whole or not at all.
+        one self-contained page of all this. The file appears whole or not at all. `look` is
+        for figures: `style`, `title` and `cmap`, as in `plot`.
 
         Raises
         ------
@@ -158,7 +168,10 @@ class Result:
         if writer is None:
             raise unknown_suffix(target)
         with replacing(target) as temporary:
-            writer(self, temporary)
+            if target.suffix.lower() in FIGURE_SUFFIXES:
+                _write_figure(self, temporary, **look)
+            else:
+                writer(self, temporary)
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}: {len(self.table)} rows", as_text(self.shown().head(20))]
@@ -184,6 +197,21 @@ class Result:
         parts.append(f"<p>Notes</p><ul>{notes}</ul>" if notes else "")
         # A dollar sign in a name is no formula.
         return f'<div class="{NO_FORMULAS}">{"".join(parts)}</div>'
+
+
+def drawn(
+    figure: str,
+    *tables: Any,
+    style: str | None = None,
+    title: str | None = None,
+    cmap: str | None = None,
+    **options: Any,
+) -> Figure:
+    """Return what a ``figure_*`` function draws of tables, in the style asked for."""
+    plots = import_module("rankscope.plots")
+    with plots.theme(style, title=title, cmap=cmap):
+        made: Figure = getattr(plots, figure)(*tables, **options)
+    return made
 
 
 def unknown_suffix(
@@ -227,17 +255,17 @@ def _write_parquet(result: Result, path: Path) -> None:
 
 
 def _write_latex(result: Result, path: Path) -> None:
-    path.write_text(as_latex(result.shown()))
+    path.write_text(result.to_latex())
 
 
 def _write_markdown(result: Result, path: Path) -> None:
     path.write_text(as_markdown(result.shown()))
 
 
-def _write_figure(result: Result, path: Path) -> None:
+def _write_figure(result: Result, path: Path, **look: str) -> None:
     from rankscope.plots import save_figure
 
-    save_figure(result.plot(), path)
+    save_figure(result.plot(**look), path)
 
 
 def _write_page(result: Result, path: Path) -> None:

@@ -9,15 +9,17 @@ import numpy as np
 import pandas as pd
 
 from rankscope.measures.distances import DISTANCES
-from rankscope.results.base import Result
-from rankscope.tables import as_text
+from rankscope.results.base import Result, drawn
+from rankscope.tables import as_latex, as_text, with_spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas.api.typing import DataFrameGroupBy
 
 __all__ = ["CompareResult"]
 
 _SIMILARITIES = ("phi", "cosine", "mean_cosine", "cka")
+_CHANCE = {"phi": ("chance",), "containment": ("chance_a", "chance_b")}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -73,22 +75,17 @@ class CompareResult(Result):
 
         See `figure_compare`; of a series, `drift`.
         """
-        from rankscope.plots import figure_compare
-
         if len(self.series):
             return self.drift(**options)
         sides = list(dict.fromkeys(self.table.side))
         squares = {side: {m: self.matrix(m, side) for m in self.measures} for side in sides}
-        chance = {side: self._chance(side) for side in sides}
-        return figure_compare(
-            squares, chance=chance, shared=self.shared, groups=self.groups, **options
-        )
+        chance = {side: self._chances(side) for side in sides}
+        given = {"shared": self.shared, "groups": self.groups, **options}
+        return drawn("figure_compare", squares, chance=chance, **given)
 
     def drift(self, **options: Any) -> Figure:
         """Return each source against the one before it and the last, see `figure_drift`."""
-        from rankscope.plots import figure_drift
-
-        return figure_drift(self.table, names=self.names, updates=self.updates, **options)
+        return drawn("figure_drift", self.table, names=self.names, updates=self.updates, **options)
 
     def long(self) -> pd.DataFrame:
         """Return the pairs; of a series its steps."""
@@ -99,18 +96,23 @@ class CompareResult(Result):
         tables = {"shared by all": self.shared, "groups": self.groups, "series": self.series}
         return {name: table for name, table in tables.items() if len(table)} | super().folded()
 
+    def to_latex(self) -> str:
+        """Return the printed table; of groups theirs, mean ± standard deviation over pairs."""
+        return as_latex(with_spread(self.groups)) if len(self.groups) else super().to_latex()
+
     def to_text(self, width: int | None = None) -> str:
         """Return the pairs, then the groups and the steps where there are any."""
         tables = [as_text(table, width) for table in (self.groups, self.series) if len(table)]
         return "\n\n".join([super().to_text(width), *tables])
 
-    def _chance(self, side: str) -> list[float]:
-        """Return the chance levels of φ, pair by pair, the mean over modules."""
-        if "chance" not in self.table:
-            return []
-        rows = self.table[self.table.side == side]
-        levels = rows.groupby(["a", "b"], sort=False).chance.mean().dropna()
-        return sorted(set(levels.round(6)))
+    def _chances(self, side: str) -> dict[str, list[float]]:
+        """Return the chance levels of a measure, pair by pair, the mean over modules."""
+        pairs = self.table[self.table.side == side].groupby(["a", "b"], sort=False)
+        return {
+            measure: sorted({float(level) for name in names for level in _means(pairs, name)})
+            for measure, names in _CHANCE.items()
+            if set(names) <= set(self.table)
+        }
 
     def matrix(self, measure: str = "phi", side: str = "right") -> pd.DataFrame:
         """Return the mean over modules as a square table, sources by sources.
@@ -138,3 +140,8 @@ class CompareResult(Result):
         }
         more = {"groups": self.groups, "series": self.series}
         return content | {k: v.to_dict(orient="records") for k, v in more.items() if len(v)}
+
+
+def _means(pairs: DataFrameGroupBy[Any, Any], column: str) -> pd.Series[float]:
+    levels: pd.Series[float] = pairs[column].mean().dropna().round(6)
+    return levels

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from rankscope.results.base import Result
+from rankscope.results.base import Result, drawn
 from rankscope.tables import as_text
 
 if TYPE_CHECKING:
@@ -113,9 +113,7 @@ class RankResult(Result):
 
     def plot(self, **options: Any) -> Figure:
         """Return a rank measure against depth, see `figure_rank`."""
-        from rankscope.plots import figure_rank
-
-        return figure_rank(self.table, **options)
+        return drawn("figure_rank", self.table, **options)
 
     def long(self) -> pd.DataFrame:
         """Return the table with the names of the measures that noise affects in one cell."""

@@ -42,7 +42,7 @@ class ResizeResult(Result):
     left_out: tuple[str, ...] = ()
     not_covered: tuple[str, ...] = ()
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], **look: str) -> None:
         """Write the adapter where `path` has no suffix, otherwise the table, as every result.
 
         The folder must be new or empty. What follows a last dot counts as a suffix unless it
@@ -59,7 +59,7 @@ class ResizeResult(Result):
             check_empty(path)
             self.updates.save(path)
         else:
-            super().save(path)
+            super().save(path, **look)
 
     def to_text(self, width: int | None = None) -> str:
         """Return the table and a line of totals."""

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from rankscope.errors import UpdateError, printable
-from rankscope.results.base import Result
+from rankscope.results.base import Result, drawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,10 +110,8 @@ class SimilarityResult(Result):
 
     def plot(self, **options: Any) -> Figure:
         """Return heat maps like figures 3 and 4 of the LoRA paper, see `figure_similarity`."""
-        from rankscope.plots import figure_similarity
-
         options.setdefault("names", self.names)
-        return figure_similarity(self.table, random=self.random, **options)
+        return drawn("figure_similarity", self.table, random=self.random, **options)
 
     def long(self) -> pd.DataFrame:
         """Return one row per cell: module, side, i, j, phi and its chance level."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from rankscope.results.base import Result
+from rankscope.results.base import Result, drawn
 from rankscope.tables import short
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ class SpectrumResult(Result):
 
     def plot(self, **options: Any) -> Figure:
         """Return the singular values on a logarithmic axis, see `figure_spectrum`."""
-        from rankscope.plots import figure_spectrum
-
-        return figure_spectrum(self.table, **options)
+        return drawn("figure_spectrum", self.table, **options)
 
     def shown(self) -> pd.DataFrame:
         """Return the table with the first six singular values of each update."""
