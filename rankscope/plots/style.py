@@ -319,7 +319,8 @@ def new_figure(width: float, height: float, caption: str = "") -> Figure:
 def panels_of(figure: Figure) -> Figure | SubFigure:
     """Return the part between title and caption: a legend of the figure stands on the title."""
     titled = isinstance(figure, _Drawing) and figure.look.title
-    return figure.subfigures() if titled else figure
+    part: Figure | SubFigure = figure.subfigures(squeeze=False)[0, 0] if titled else figure
+    return part
 
 
 def outer_labels(figure: Figure, x: str, y: str) -> None:
