@@ -37,6 +37,7 @@ def inline_svg(svg: bytes, prefix: str, label: str) -> str:
     str
         One ``<svg>`` element with a viewBox and no size.
     """
+    label = printable(label)
     root = ET.fromstring(_FORBIDDEN.sub("�", svg.decode("utf-8", "replace")))
     used = set(re.findall(r"#([\w.-]+)", svg.decode("utf-8", "replace")))
     _clean(root, prefix, used)
