@@ -164,7 +164,8 @@ def forgotten(rng, conditions=6, seeds=3):
     return pd.DataFrame(rows).assign(**drawn)
 
 
-def test_seeds_of_a_condition_are_no_evidence(rng):
+def test_seeds_of_a_condition_are_no_evidence():
+    rng = np.random.default_rng(0)
     p = pd.concat([correlated(forgotten(rng)) for _ in range(25)]).p
     assert len(p) == 200
     assert (p < 0.05).mean() < 0.15
