@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rankscope.analysis.decompositions import decomposed
 from rankscope.analysis.engine import map_modules
-from rankscope.analysis.intruders import _reach
+from rankscope.analysis.intruders import reach_of
 from rankscope.analysis.rank import rank
 from rankscope.analysis.selection import opened, with_base
 from rankscope.errors import UpdateError
@@ -111,7 +111,7 @@ class _Choice:
         assert tuned.right is not None
         sides = {"right": (tuned.right, base.right), "left": (tuned.left, base.left)}
         own, theirs = sides[self.side]
-        near = _reach(update, tuned.left, tuned.right)
+        near = reach_of(update, tuned.left, tuned.right)
         return own[:, closeness(own, theirs, base.values, near) < self.epsilon]
 
 

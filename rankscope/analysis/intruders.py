@@ -29,7 +29,7 @@ from rankscope.updates import DenseUpdate, Update
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["IntrudersResult", "finish", "intruders", "intruders_study"]
+__all__ = ["IntrudersResult", "finish", "intruders", "intruders_study", "reach_of"]
 
 _COLUMNS = {
     "module": "str",
@@ -203,7 +203,7 @@ def _rows(module: str, updates: UpdateSet, options: _Options, *, device: str) ->
     ours = svd(tuned, max(options.ks))
     assert ours.left is not None  # svd() was asked for vectors
     assert ours.right is not None
-    reach = _reach(update, ours.left, ours.right)
+    reach = reach_of(update, ours.left, ours.right)
     sides = {"right": (ours.right, base.right), "left": (ours.left, base.left)}
     for side, (own, theirs) in sides.items():
         cosines = closeness(own, theirs, base.values, reach)
@@ -221,7 +221,7 @@ def _rows(module: str, updates: UpdateSet, options: _Options, *, device: str) ->
                 }
 
 
-def _reach(update: Update, left: Tensor, right: Tensor) -> Tensor:
+def reach_of(update: Update, left: Tensor, right: Tensor) -> Tensor:
     """Return what the update does to each of the tuned weight's pairs of directions."""
     sizes = [
         torch.linalg.vector_norm(one.matmul(vectors).cpu(), dim=0)
