@@ -394,7 +394,8 @@ def test_an_interrupt_ends_the_run_and_keeps_the_journal(tmp_path, jobs):
     assert len(read(path)[1]) == 3
 
 
-def test_a_killed_command_goes_on_where_it_was(tmp_path, jobs=2):
+def test_a_killed_command_goes_on_where_it_was(tmp_path):
+    jobs = 2
     if not os.path.exists("/proc/self/task"):  # noqa: PTH110
         pytest.skip("no /proc to find processes in")
     script, marker = tmp_path / "script.py", tmp_path / "marker"
