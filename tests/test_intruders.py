@@ -153,7 +153,10 @@ def test_counts(result):
 def test_the_whole_page(result, tmp_path):
     figure = result.plot()
     titles = [ax.get_title() for ax in figure.axes]
-    assert titles[:4:2] == ["input side (right)", "intruders of 4, ε = 0.5"]
+    assert titles[:4:2] == [
+        "input side (right)",
+        "intruders of 4, ε = 0.5, input side (right)",
+    ]
     path = tmp_path / "figure.svg"
     result.save(path)
     assert "largest cosine with a direction of W" in path.read_text()
