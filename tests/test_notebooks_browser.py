@@ -1,6 +1,8 @@
 """A notebook in a real JupyterLab, in a real Chromium: all cells run, the heat map is seen."""
 
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -38,15 +40,20 @@ def lab(tmp_path):
     own = dict.fromkeys((*settings, "JUPYTER_RUNTIME_DIR"), str(tmp_path / "jupyter"))
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(
-            command, env=kernel_environment() | own, stdout=log, stderr=subprocess.STDOUT
+            command,
+            env=kernel_environment() | own,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     address = f"http://127.0.0.1:{port}"
     try:
         wait_for(f"{address}/api/status?token={TOKEN}", server, tmp_path / "log")
         yield address
     finally:
-        server.terminate()
-        server.wait(60)
+        # The group holds the kernels too; a server that waits for one to end need not be asked.
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 def wait_for(url, server, log, seconds=120):

@@ -232,7 +232,7 @@ def test_untrained_adapter_is_a_value_with_a_note():
 
 
 def test_large_dense_update_leaves_the_numerical_rank_open(rng, monkeypatch):
-    monkeypatch.setattr("rankscope.spectra.Auto", lambda: Auto(limit=4))
+    monkeypatch.setattr("rankscope.spectra.spectrum.Auto", lambda: Auto(limit=4))
     base = {"w.weight": torch.zeros(8, 8)}
     row = rs.rank({"w.weight": with_spectrum([2.0, 1.0], 8, 8, rng)}, base=base).table.iloc[0]
     assert row.method == "gram"

@@ -36,13 +36,14 @@ class Visit:
     """An open report, and what it has said, asked for and popped up."""
 
     def __init__(self, browser, path, **context):
-        self.said, self.asked = [], []
+        self.said, self.asked, self.failed = [], [], []
         self.context = browser.new_context(viewport={"width": 1200, "height": 900}, **context)
         self.page = self.context.new_page()
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on("dialog", lambda dialog: self.said.append(dialog.message))
         self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("requestfailed", lambda request: self.failed.append(request))
         self.context.route("http*://**", lambda route: route.abort())
         self.page.goto(path.as_uri())
 
@@ -138,6 +139,9 @@ def test_the_policy_stops_what_would_be_put_into_the_page(browser, files):
         assert {"script-src-elem", "script-src-attr", "img-src", "style-src-elem"} <= stopped
         assert "connect-src" in stopped
         assert visit.page.evaluate("window.pwned") is None
+        # What was asked for never left the page: the policy failed it, not the test's own route.
+        reasons = [request.failure for request in visit.failed]
+        assert reasons == ["csp"] * len(visit.outside()), reasons
 
 
 def test_both_schemes_have_grounds_of_their_own(browser, files):

@@ -418,17 +418,17 @@ def test_krylov_values_never_exceed_the_true_ones_and_residuals_are_true(squared
     matrix = decaying(200, 0.7, 9)
     truth = torch.linalg.svdvals(matrix)
     square = lanczos(square_of(matrix), 16, 96)
-    sizes = []
+    sizes, off = [], 10.0 if squared else 1.0  # what roots of squares may be worse by
     for space in square if squared else krylov(matrix, 16, 96, torch.float64):
         ritz = space.ritz()
         q = len(ritz.values)
         sizes.append(q)
-        assert (ritz.values <= truth[:q] + 1e-13).all()
+        assert (ritz.values <= truth[:q] + off * 1e-14).all()
         right = ritz.right(q)
         torch.testing.assert_close(right.T @ right, torch.eye(q).double(), rtol=0, atol=1e-13)
         left = matrix @ right / ritz.values
         residuals = torch.linalg.vector_norm(matrix.T @ left - right * ritz.values, dim=0)
-        torch.testing.assert_close(ritz.residuals, residuals, rtol=1e-6, atol=1e-12)
+        torch.testing.assert_close(ritz.residuals, residuals, rtol=1e-6, atol=off * 1e-13)
     assert sizes == list(range(16, 97, 16))
 
 

@@ -30,7 +30,7 @@ from rankscope.linalg.krylov import (
 
 __all__ = ["Certified", "leading_of_square", "leading_svd"]
 
-# Below this tolerance a search in float32 leaves too much to be made good in float64.
+# Below this tolerance a search in float32 leaves too much to be made good.
 _LOOSE = 1e-9
 # Values below this share of the largest are round-off of the search: that in float32, that in
 # float64, that of the squares.
@@ -44,7 +44,7 @@ _BLUNT = 1.01
 _STEP = 30.0
 # The share of a gap that round-off may take of it.
 _SMALL = 0.01
-# Power steps in float64 at most, which rid the result of the search's round-off.
+# Power steps at most, which rid the result of the search's round-off.
 _POLISH = 3
 # The gap, as a share of the last value wanted, without which nothing is expected.
 _USUAL_GAP = 0.05
@@ -110,16 +110,19 @@ def leading_svd(
     (`cut_sines`), which random vectors unknown to the search give (`remainder_bounds`), or
     ``‖X‖_F`` where that is enough.
 
-    The search is in float32 first: its round-off is spread over all directions, and power
-    steps in float64, which the residuals take in any case, rid the result of it. Values and
-    residuals are those of `matrix` in float64.
+    From a tolerance of 1e-9 on the search is in float32 first: its round-off is spread over all
+    directions, and power steps rid the result of it. Values and residuals are those of
+    `matrix` in float64; only changes between steps are computed in float32, and a bound on
+    what that leaves open is counted (`power_step`). Round-off of the vectors that bound the
+    rest is estimated by ``2 eps ‖X‖_F``, and float32 used only where that is below a hundredth
+    of the gap: no worst case, so the certificate may be off by about that share.
 
     Parameters
     ----------
     matrix : (m, n) Tensor
         float32 or float64, of moderate size (squares neither overflow nor vanish).
     k : int
-        How many; at most a quarter of ``min(m, n)`` is ever searched.
+        How many; spaces of at most a quarter of ``min(m, n)`` are searched.
     tolerance : float
         In (0, 1).
     size : float
