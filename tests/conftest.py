@@ -1,4 +1,5 @@
 import os
+import shutil
 
 # One BLAS thread: spinning threads collapse where cores are shared. Set before NumPy loads.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -11,6 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from small_runs import SIZE, SMALL
+
+from rankscope.training import TrainingConfig, train
 
 # No deadline: the first LAPACK call of a process is slow by chance.
 settings.register_profile(
@@ -37,3 +41,27 @@ def real():
     if not folder.is_dir():
         pytest.skip("the published adapters of ../shared/real are not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    """Return the folder of a tiny pre-trained model."""
+    out = tmp_path_factory.mktemp("base") / "base"
+    train(TrainingConfig(**SMALL, **SIZE), out, progress=False)
+    return out
+
+
+# Not for the whole session: playwright's event loop would be in the way of other tests'.
+@pytest.fixture(scope="module")
+def chromium():
+    """Return a running Chromium, driven by playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "chromium-browser", "chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip("there is no chromium here: apt-get install chromium")
+    with playwright.sync_playwright() as started:
+        # CI runs as root, where Chromium's sandbox does not start.
+        running = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield running
+        running.close()

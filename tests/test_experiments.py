@@ -18,7 +18,7 @@ import pytest
 import torch
 from commands import ask
 from safetensors.torch import safe_open
-from test_training_loop import contents
+from small_runs import contents
 
 from rankscope.analysis.engine.task import Outcome, lost
 from rankscope.errors import OutputError, RankscopeError, SourceError

@@ -15,7 +15,6 @@ from notebooks import FOLDER, ROOT, kernel_environment
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 NAME = "1-first-look.ipynb"
 TOKEN = "of-this-test"
 MINUTE = 60_000  # milliseconds, playwright's unit
@@ -70,18 +69,12 @@ def wait_for(url, server, log, seconds=120):
 
 
 @pytest.fixture
-def page():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium here: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        # CI runs as root, where Chromium's sandbox does not start.
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        # High enough for every cell: JupyterLab takes out of the page what is out of sight.
-        opened = browser.new_page(viewport={"width": 1200, "height": 6000})
-        opened.set_default_timeout(2 * MINUTE)
-        yield opened
-        browser.close()
+def page(chromium):
+    # High enough for every cell: JupyterLab takes out of the page what is out of sight.
+    opened = chromium.new_page(viewport={"width": 1200, "height": 6000})
+    opened.set_default_timeout(2 * MINUTE)
+    yield opened
+    opened.close()
 
 
 def menu(page, *items):

@@ -1,27 +1,11 @@
 """Reports in a real Chromium: sorting, the policy, hostile names, both colour schemes."""
 
-import shutil
-
 import pytest
 from pages import hostile_pair, write_pair
 
 import rankscope as rs
 
 pytestmark = pytest.mark.slow
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium here: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        # CI runs as root, where Chromium's sandbox does not start.
-        running = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +19,9 @@ def files(tmp_path_factory):
 class Visit:
     """An open report, and what it has said, asked for and popped up."""
 
-    def __init__(self, browser, path, **context):
+    def __init__(self, chromium, path, **context):
         self.said, self.asked, self.failed = [], [], []
-        self.context = browser.new_context(viewport={"width": 1200, "height": 900}, **context)
+        self.context = chromium.new_context(viewport={"width": 1200, "height": 900}, **context)
         self.page = self.context.new_page()
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
@@ -58,8 +42,8 @@ class Visit:
 
 
 @pytest.mark.parametrize("name", ["plain", "hostile"])
-def test_it_opens_in_silence_and_asks_for_nothing(browser, files, name):
-    with Visit(browser, files / f"{name}.html") as visit:
+def test_it_opens_in_silence_and_asks_for_nothing(chromium, files, name):
+    with Visit(chromium, files / f"{name}.html") as visit:
         visit.page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
         assert visit.said == []
         assert visit.outside() == []
@@ -70,8 +54,8 @@ def test_it_opens_in_silence_and_asks_for_nothing(browser, files, name):
         assert visit.page.evaluate(loaded)
 
 
-def test_hostile_names_are_seen_as_text(browser, files):
-    with Visit(browser, files / "hostile.html") as visit:
+def test_hostile_names_are_seen_as_text(chromium, files):
+    with Visit(chromium, files / "hostile.html") as visit:
         text = visit.page.evaluate("document.body.textContent")
         assert "<script>window.pwned=1</script>" in text
         assert "onerror=window.pwned=1" in text
@@ -79,8 +63,8 @@ def test_hostile_names_are_seen_as_text(browser, files):
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= 1200
 
 
-def test_columns_sort_by_mouse_and_by_keyboard(browser, files):
-    with Visit(browser, files / "plain.html") as visit:
+def test_columns_sort_by_mouse_and_by_keyboard(chromium, files):
+    with Visit(chromium, files / "plain.html") as visit:
         column = "table.sortable:has(caption:text-is('Every module')) >> nth=0"
         table = visit.page.locator(column)
         head = table.locator("thead th", has_text="φ of all")
@@ -103,8 +87,8 @@ def test_columns_sort_by_mouse_and_by_keyboard(browser, files):
         assert visit.said == []
 
 
-def test_a_row_leads_to_its_module(browser, files):
-    with Visit(browser, files / "plain.html") as visit:
+def test_a_row_leads_to_its_module(chromium, files):
+    with Visit(chromium, files / "plain.html") as visit:
         assert not visit.page.locator("#m2").evaluate("(d) => d.open")
         visit.page.locator("a[href='#m2']").first.click()
         assert visit.page.locator("#m2").evaluate("(d) => d.open")
@@ -115,7 +99,7 @@ def test_a_row_leads_to_its_module(browser, files):
         assert visit.page.locator("details[open]").count() == 1
 
 
-def test_the_policy_stops_what_would_be_put_into_the_page(browser, files):
+def test_the_policy_stops_what_would_be_put_into_the_page(chromium, files):
     attack = """() => {
       window.stopped = [];
       const note = (event) => stopped.push(event.effectiveDirective);
@@ -132,7 +116,7 @@ def test_the_policy_stops_what_would_be_put_into_the_page(browser, files):
       link.click();
       return fetch("http://127.0.0.1:9/").then(() => "sent", () => "refused");
     }"""
-    with Visit(browser, files / "plain.html") as visit:
+    with Visit(chromium, files / "plain.html") as visit:
         assert visit.page.evaluate(attack) == "refused"
         visit.page.wait_for_timeout(50)
         stopped = set(visit.page.evaluate("window.stopped"))
@@ -144,10 +128,10 @@ def test_the_policy_stops_what_would_be_put_into_the_page(browser, files):
         assert reasons == ["csp"] * len(visit.outside()), reasons
 
 
-def test_both_schemes_have_grounds_of_their_own(browser, files):
+def test_both_schemes_have_grounds_of_their_own(chromium, files):
     grounds = {}
     for scheme in ("light", "dark"):
-        with Visit(browser, files / "plain.html", color_scheme=scheme) as visit:
+        with Visit(chromium, files / "plain.html", color_scheme=scheme) as visit:
             paper = "getComputedStyle(document.body).backgroundColor"
             card = "getComputedStyle(document.querySelector('.paper')).backgroundColor"
             grounds[scheme] = visit.page.evaluate(f"[{paper}, {card}]")
@@ -155,7 +139,7 @@ def test_both_schemes_have_grounds_of_their_own(browser, files):
     assert grounds["light"][1] == grounds["dark"][1] == "rgb(255, 255, 255)"
 
 
-def test_a_narrow_window_needs_no_sideways_scrolling(browser, files):
-    with Visit(browser, files / "plain.html") as visit:
+def test_a_narrow_window_needs_no_sideways_scrolling(chromium, files):
+    with Visit(chromium, files / "plain.html") as visit:
         visit.page.set_viewport_size({"width": 360, "height": 700})
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= 360

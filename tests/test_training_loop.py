@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_runs import METHODS, SIZE, SMALL, config_of, contents
 
 from rankscope.training import TrainingConfig, load_trained, train
 from rankscope.training import loop as loop_module
@@ -13,40 +14,6 @@ from rankscope.training.evaluate import evaluate, loss_of
 from rankscope.training.loop import learning_rate, loss_curve
 from rankscope.training.lora import add_lora, lora_layers
 from rankscope.training.weights import load_model
-
-SMALL = {"steps": 6, "batch": 2, "held_out": 4, "threads": 1, "save_every": 2}
-SIZE = {"layers": 2, "width": 32}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """Return the folder of a tiny pre-trained model."""
-    out = tmp_path_factory.mktemp("base") / "base"
-    train(TrainingConfig(**SMALL, **SIZE), out, progress=False)
-    return out
-
-
-def config_of(method, base, **options) -> TrainingConfig:
-    """Return a tiny run of one of the three ways of training."""
-    ways = {
-        "pre-training": SIZE,
-        "lora": {"base": base, "rank": 3, "dropout": 0.2, "targets": ("q", "up")},
-        "full": {"base": base, "rank": "full"},
-    }
-    return TrainingConfig(**(SMALL | ways[method] | options))
-
-
-def contents(out) -> dict[str, bytes]:
-    """Return the bytes of every file of a run but its record, which holds times."""
-    return {
-        path.relative_to(out).as_posix(): path.read_bytes()
-        for path in sorted(out.rglob("*"))
-        if path.is_file() and path.name != "run.json"
-    }
-
-
-METHODS = pytest.mark.parametrize("method", ["pre-training", "lora", "full"])
-
 
 # --- what is written -------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_training_loop import SIZE, SMALL, contents
+from small_runs import SMALL, contents
 from torch import nn
 
 import rankscope as rs
@@ -45,14 +45,6 @@ def each(names):
     return pytest.mark.parametrize(
         "method", [pytest.param(name, marks=marks.get(name, [])) for name in names]
     )
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """Return the folder of a tiny pre-trained model."""
-    out = tmp_path_factory.mktemp("base") / "base"
-    train(TrainingConfig(**SMALL, **SIZE), out, progress=False)
-    return out
 
 
 def config_of(method, base, **options) -> TrainingConfig:

@@ -10,21 +10,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_training_loop import METHODS, SIZE, SMALL, config_of, contents
+from small_runs import METHODS, SIZE, SMALL, config_of, contents
 
 from rankscope.errors import OutputError, RankscopeError, SourceError
 from rankscope.training import TrainingConfig, recorded_config, train
 from rankscope.training import loop as loop_module
 from rankscope.training.config import ConfigError
 from rankscope.training.data import batch
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """Return the folder of a tiny pre-trained model."""
-    out = tmp_path_factory.mktemp("base") / "base"
-    train(TrainingConfig(**SMALL, **SIZE), out, progress=False)
-    return out
 
 
 def lines_of(error) -> list[str]:
