@@ -204,6 +204,9 @@ def test_a_merged_adapter_predicts_as_one_apart_and_is_what_times_are_compared_w
     assert list(table.model) == ["merged", "apart", "bottleneck"] * 4
     assert (table.ratio[table.model == "merged"] == 1).all()
     assert (table.milliseconds > 0).all()
+    paper = table.dropna().set_index(["model", "batch", "length"]).published_ratio
+    assert paper.loc["bottleneck", 1].unique() == pytest.approx([25.8 / 19.8])
+    assert set(paper.index.get_level_values("model")) == {"bottleneck"}
 
 
 def test_switching_leaves_no_more_than_its_roundings(data):

@@ -44,7 +44,11 @@ def test_variants_are_not_among_the_plain_runs(tmp_path, rng):
     table = tables.alpha_table(runs)
     assert table.rule.tolist() == ["alpha fixed", "alpha/r fixed"]
     assert table.runs.tolist() == [1, 1]  # of the seed that both have
-    assert set(tables.methods_table(runs).method) == {"full", "LoRA", "DoRA"}
+    methods = tables.methods_table(runs).set_index("method")
+    assert set(methods.index) == {"full", "LoRA", "DoRA"}
+    assert methods.published_wikisql["LoRA"] == 73.3  # q and v at rank 2
+    assert methods.published_multinli["full"] == 89.5
+    assert math.isnan(methods.published_wikisql["DoRA"])
     assert "DoRA" in set(tables.parameters_table(runs).method)
 
 

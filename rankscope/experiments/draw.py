@@ -16,6 +16,7 @@ from rankscope.experiments.figures import FIGURES
 from rankscope.experiments.folder import begun
 from rankscope.experiments.index import index
 from rankscope.experiments.measured import Runs
+from rankscope.experiments.published import PUBLISHED, published
 from rankscope.experiments.timing import steps_table
 from rankscope.io.write import replacing, write_json
 from rankscope.plots.save import figure_bytes
@@ -65,7 +66,8 @@ def draw(out: str | Path) -> pd.DataFrame:
     """Write tables, figures and claims of the finished runs in `out`, and return the claims.
 
     Writes ``tables/*.csv``, ``figures/*.svg``, ``claims.json`` and ``README.md``, each whole or
-    not at all. The numbers in a figure stand in the table of its name.
+    not at all. The numbers in a figure stand in the table of its name, what the paper printed in
+    ``tables/published`` and, where conditions are the same, in columns of our own tables.
 
     Returns
     -------
@@ -88,6 +90,8 @@ def draw(out: str | Path) -> pd.DataFrame:
     made = {**TABLES, **LONG} if begun(out).design == "full" else dict(TABLES)
     for name, (make, _) in made.items():
         _write_table(out, name, make(runs))
+    for name in PUBLISHED:
+        _write_table(out, f"published/{name}", published(name))
     for name, picture in FIGURES.items():
         drawn = picture(runs)
         _write_table(out, name, drawn.table)
@@ -104,6 +108,7 @@ def _write_table(out: Path, name: str, table: pd.DataFrame) -> None:
 
 def _write_readme(out: Path, found: pd.DataFrame, made: Mapping[str, str]) -> None:
     listed = "".join(f"- `tables/{name}.csv`: {about}\n" for name, about in made.items())
+    listed += "- `tables/published/*.csv`: what the paper printed\n"
     drawn = "".join(f"- `figures/{name}.svg`, `tables/{name}.csv`\n" for name in FIGURES)
     text = (
         "# Section 7, repeated\n\n"

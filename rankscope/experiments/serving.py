@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rankscope.experiments.measured import Runs
+from rankscope.experiments.published import published
 from rankscope.training.evaluate import autocast
 from rankscope.training.folder import recorded_config
 from rankscope.training.lora import merge_lora
@@ -28,6 +29,7 @@ _SIZES = ((1, CONTEXT // 4), (1, CONTEXT), (16, CONTEXT), (32, CONTEXT))
 _SWITCHES = (1, 10, 100)
 _LATENCY = (
     "model", "batch", "length", "milliseconds", "milliseconds_low", "milliseconds_high", "ratio",
+    "published_ratio",
 )  # fmt: skip
 _SWITCHING = ("a", "b", "dtype", "switches", "max_error", "relative_error", "changed_share")
 
@@ -44,16 +46,20 @@ def latency_table(runs: Runs, repeats: int = 15) -> pd.DataFrame:
         A row per model and size of the input: `model` (``merged``, ``apart``, ``bottleneck``),
         `batch` rows of `length` characters, the median and quartiles of `repeats` times
         in `milliseconds`, and `ratio`, the median quotient of its time and the merged model's
-        just before. Empty unless a bottleneck and an adapter of its size were trained.
+        just before; `published_ratio` is that of GPT-2 Medium and AdapterH at the same batch,
+        on a GPU and with longer inputs. Empty unless a bottleneck and an adapter of its size
+        were trained.
     """
     models, rows = _models(runs), []
+    printed = _printed_ratios()
     with one_thread():
         for batch, length in _SIZES if models else ():
             times = _times(models, batch, length, repeats)
             for model, own in times.items():
                 low, middle, high = (1000 * q for q in statistics.quantiles(own, n=4))
                 ratio = statistics.median(map(truediv, own, times["merged"]))
-                rows.append((model, batch, length, middle, low, high, ratio))
+                paper = printed.get((model, batch), float("nan"))
+                rows.append((model, batch, length, middle, low, high, ratio, paper))
     return pd.DataFrame(rows, columns=list(_LATENCY))
 
 
@@ -134,6 +140,13 @@ def _models(runs: Runs) -> dict[str, tuple[GPT, str]]:
     }
     merge_lora(models["merged"][0])
     return models
+
+
+def _printed_ratios() -> dict[tuple[str, int], float]:
+    """Return the paper's times of AdapterH over those of a merged model, by batch."""
+    times = published("table1").set_index(["method", "batch"]).milliseconds
+    ratios = times["AdapterH"] / times["fine-tune/LoRA"]
+    return {("bottleneck", batch): ratio for batch, ratio in ratios.to_dict().items()}
 
 
 def _model(runs: Runs, name: str) -> tuple[GPT, str]:

@@ -109,7 +109,9 @@ def methods_table(runs: Runs, task: str = "sql") -> pd.DataFrame:
 
     Adapters on q and v at the rank that most methods have; `relative_norm`, `effective_rank` and
     `energy_rank_90` are means over the matrices of attention that the method changes, undefined
-    for methods without a weight update there.
+    for methods without a weight update there. `published_wikisql` and `published_multinli` are
+    the paper's on GPT-3, of LoRA with the same targets and rank (Table 15), of the others at the
+    larger size (Table 4).
     """
     index = runs.index[(runs.index.task == task) & (runs.index.labels == "true")]
     index = index[(index.init_seed == index.seed) & ~_alpha_held(runs).reindex(index.index)]
@@ -123,7 +125,8 @@ def methods_table(runs: Runs, task: str = "sql") -> pd.DataFrame:
     shape = pd.DataFrame([_shape(runs, name) for name in rows.name], index=rows.index)
     values = [*SCORES, "forgetting", *shape.columns]
     keys = ["method", "targets", "rank", "trained_parameters"]
-    return grouped(pd.concat([rows, shape], axis=1), keys, values)
+    table = grouped(pd.concat([rows, shape], axis=1), keys, values)
+    return table.join(_gpt3_scores().reindex(_gpt3_rows(table)).set_axis(table.index))
 
 
 def cost_table(runs: Runs) -> pd.DataFrame:
@@ -181,6 +184,26 @@ def _beside(table: pd.DataFrame, printed: pd.DataFrame, names: dict[str, str]) -
     keys = [name for name in ("targets", "rank") if name in printed]
     printed = printed.astype({"rank": "Int64"})
     return table.astype({"rank": "Int64"}).merge(printed, on=keys, how="left")
+
+
+def _gpt3_scores() -> pd.DataFrame:
+    """Return the paper's accuracies on GPT-3, by what `_gpt3_rows` returns."""
+    sizes = published("table15").query("method == 'LoRA'")
+    named = sizes.assign(row=sizes.targets + sizes["rank"].map(" {:.0f}".format))
+    others = published("table4").assign(row=lambda table: table.method)
+    rows = pd.concat([named, others.drop_duplicates("method", keep="last")]).set_index("row")
+    return rows[["wikisql", "multinli"]].add_prefix("published_")
+
+
+def _gpt3_rows(table: pd.DataFrame) -> pd.Series[str]:
+    names = {
+        "full": "fine-tune",
+        "bias": "BitFit",
+        "prefix": "PrefixLayer",
+        "bottleneck": "AdapterH",
+    }
+    lora = table.targets.astype(str) + table["rank"].map(" {:.0f}".format)
+    return table.method.map(names).where(table.method != "LoRA", lora)
 
 
 def _norm(runs: Runs, name: str) -> float:

@@ -10,7 +10,7 @@ from rankscope.errors import SourceError
 
 __all__ = ["PUBLISHED", "published"]
 
-PUBLISHED = ("table5", "table6", "table7", "table15", "table16", "table18")
+PUBLISHED = tuple(f"table{n}" for n in (1, 2, 3, 4, 5, 6, 7, 15, 16, 18))
 
 
 def published(name: str) -> pd.DataFrame:
@@ -18,12 +18,16 @@ def published(name: str) -> pd.DataFrame:
 
     Parameters
     ----------
-    name : {"table5", "table6", "table7", "table15", "table16", "table18"}
-        5 and 6: accuracy on WikiSQL (±0.5) and MultiNLI (±0.1), in percent, against adapted
-        matrices and rank. 7: ‖UᵀWV‖ of layer 48's Wq with the first `rank` directions of ΔW, of
-        W and of a random matrix. 15: LoRA's rows and full fine-tuning, with parameters in
-        millions; PE and PL add prefixes to embeddings and layers. 16: MultiNLI against the number
-        of examples. 18: GPT-2 Medium on E2E against rank.
+    name : str
+        One of `PUBLISHED`. 1: time of GPT-2 Medium's forward pass. 2: GLUE in percent, 3: GPT-2
+        on E2E, 4: GPT-3 on WikiSQL (±0.5), MultiNLI (±0.1) and SAMSum (±0.2, ±0.2, ±0.1),
+        against the method; `setup` is ``prior`` for numbers of earlier work, ``houlsby`` for
+        runs set up as the adapters' authors did, ``paper`` for the others. 5 and 6: accuracy on
+        WikiSQL and MultiNLI, in percent, against adapted matrices and rank. 7: ‖UᵀWV‖ of layer
+        48's Wq with the first `rank` directions of ΔW, of W and of a random matrix. 15: methods
+        and sizes on GPT-3; PE and PL add prefixes to embeddings and layers. 16: MultiNLI against
+        the number of examples. 18: GPT-2 Medium on E2E against rank. Parameters are in millions;
+        ``…_sd`` is what the paper prints behind ±.
 
     Returns
     -------
