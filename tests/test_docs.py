@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from importlib.util import module_from_spec, spec_from_file_location
 from itertools import pairwise
 
 import pytest
@@ -108,3 +109,19 @@ def test_the_table_of_formats_is_the_commands():
 
 def test_the_changelog_names_this_version():
     assert f"**{rs.__version__}**" in README.split("## Changelog")[1]
+
+
+def test_the_gallery_is_what_its_command_draws(place, monkeypatch):
+    spec = spec_from_file_location("gallery", ROOT / "figures" / "gallery.py")
+    gallery = module_from_spec(spec)
+    spec.loader.exec_module(gallery)
+    drawn = {command.split(" -o ")[1] for command in gallery.COMMANDS}
+    assert drawn == set(re.findall(r"\((figures/gallery/.*?\.svg)\)", README))
+    monkeypatch.chdir(place)
+    gallery.write_rounded()
+    for command in gallery.COMMANDS:
+        asked, picture = command.split(" -o ")
+        names = [(ROOT / picture).with_suffix(suffix) for suffix in (".svg", ".csv", ".json")]
+        assert all(name.is_file() for name in names)
+        result = CliRunner().invoke(cli, [*shlex.split(asked), "--dry-run"])
+        assert result.exit_code == 0, result.output
