@@ -18,9 +18,9 @@ COMMANDS = (
     f"rank {ROUNDED.parent} --base data/base -o figures/gallery/rank.svg",
     "amplification data/sql-r8-seed0 --base data/base -k 8 -o figures/gallery/amplification.svg",
     "intruders data/sql-r64-seed0 --base data/base -o figures/gallery/intruders.svg",
-    "compare a8=data/sql-r8-seed0 b8=data/sql-r8-seed1 a64=data/sql-r64-seed0 b64=data/sql-r64-seed1"
-    " full=data/sql-full --base data/base --group r8=a8,b8 --group r64=a64,b64"
-    " -o figures/gallery/compare.svg",
+    "compare a8=data/sql-r8-seed0 b8=data/sql-r8-seed1 a64=data/sql-r64-seed0"
+    " b64=data/sql-r64-seed1 full=data/sql-full --base data/base"
+    " --group r8=a8,b8 --group r64=a64,b64 -o figures/gallery/compare.svg",
 )
 
 
