@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from rankscope.errors import AdapterError, UpdateError
-from rankscope.linalg.blocks import norm
+from rankscope.linalg.blocks import inner, norm
 
 __all__ = ["Compressed", "DenseUpdate", "FactoredUpdate", "Update"]
 
@@ -329,7 +329,8 @@ class DenseUpdate(Update):
         if isinstance(other, FactoredUpdate):
             return other.inner(self)
         _check_same_shape(self, other)
-        return (self.matrix.double() * other.dense()).sum().item()
+        assert isinstance(other, DenseUpdate)
+        return inner(self.matrix, other.matrix)
 
     @override
     def to(self, device: str | torch.device) -> DenseUpdate:

@@ -31,6 +31,7 @@ from rankscope.experiments.figures import FIGURES
 from rankscope.experiments.folder import alone, prepared
 from rankscope.experiments.index import COLUMNS, index
 from rankscope.experiments.measured import Runs
+from rankscope.experiments.published import PUBLISHED
 from rankscope.experiments.running import remaining, train_all
 
 SMALL = {"batch": 2, "held_out": 4, "save_every": 20}
@@ -180,11 +181,13 @@ def test_everything_is_drawn_again_wherever_the_runs_are(trained, tmp_path):
     claims = json.loads((out / "claims.json").read_text())["rows"]
     readme = (out / "README.md").read_text()
     assert all(row["claim"] in shown and row["claim"] in readme for row in claims)
-    tables = {path.stem for path in (out / "tables").iterdir()}
+    tables = {path.stem for path in (out / "tables").glob("*.csv")}
     assert tables == {"index", *TABLES, *FIGURES}
+    printed = {path.stem for path in (out / "tables" / "published").iterdir()}
+    assert printed == set(PUBLISHED)
     assert {path.name for path in (out / "figures").iterdir()} == {f"{n}.svg" for n in FIGURES}
     named = re.findall(r"`((?:tables|figures)/\S+)`", readme)
-    assert all((out / name).is_file() for name in named)
+    assert all(list(out.glob(name)) for name in named)
     assert len(pd.read_csv(out / "tables" / "index.csv")) == 5
 
 

@@ -13,6 +13,7 @@ from rankscope.errors import UpdateError
 from rankscope.linalg.blocks import (
     all_finite,
     gram,
+    inner,
     mirror,
     norm,
     subtract,
@@ -491,6 +492,9 @@ class TestBlocks:
         square = (wide.T @ wide).tril()
         torch.testing.assert_close(gram(matrix).tril(), square, rtol=1e-12, atol=1e-12)
         assert norm(matrix) == pytest.approx(wide.norm().item(), rel=1e-12)
+        half = gaussian(*matrix.shape, rng=rng).bfloat16()
+        expected = torch.einsum("ij,ij->", wide, half.double()).item()
+        assert inner(matrix, half) == pytest.approx(expected, rel=1e-12, abs=1e-11)
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
     @pytest.mark.parametrize("dtype", [*DTYPES], ids=str)

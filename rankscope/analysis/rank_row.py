@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rankscope.analysis.subject import Subject, is_pair
+from rankscope.linalg.blocks import norm as frobenius
 from rankscope.measures import rank as measures
 from rankscope.measures.decay import spectral_decay
 from rankscope.measures.noise import rank_above_noise
@@ -164,12 +165,15 @@ def _against_base(subject: Subject, s: Tensor, unit: float) -> dict[str, Any]:
     """
     if subject.weight is None:
         return {}
-    weight = subject.weight.double()
-    norm = torch.linalg.vector_norm(weight).item()
+    weight = subject.weight
+    norm = frobenius(weight)
     if not norm:
         return {}
     edge = bulk_edge(entry_scale(weight), subject.update.shape)
-    along = subject.update.inner(DenseUpdate(weight / norm)) / norm
+    if weight.dtype == torch.float64:  # products of narrower numbers stay in its range
+        along = subject.update.inner(DenseUpdate(weight / norm)) / norm
+    else:
+        along = subject.update.inner(DenseUpdate(weight)) / norm / norm
     relative = unit * torch.linalg.vector_norm(s).item() / norm
     return {
         "relative_norm": relative,

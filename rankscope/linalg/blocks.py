@@ -16,6 +16,7 @@ __all__ = [
     "by_rows",
     "cached_rows",
     "gram",
+    "inner",
     "mirror",
     "norm",
     "subtract",
@@ -124,6 +125,21 @@ def norm(matrix: Float[Tensor, "m n"]) -> float:
         flat = block.view(-1)
         squares += torch.dot(flat, flat).item()
     return math.sqrt(squares)
+
+
+def inner(one: Float[Tensor, "m n"], other: Float[Tensor, "m n"]) -> float:
+    """Return the sum of all products of two entries in one place, in float64.
+
+    Examples
+    --------
+    >>> inner(torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 1.0]], dtype=torch.bfloat16))
+    10.0
+    """
+    total = 0.0
+    for part in cached_rows(one):
+        left, right = (matrix[part].double().flatten() for matrix in (one, other))
+        total += torch.dot(left, right).item()
+    return total
 
 
 def all_finite(tensor: Tensor) -> bool:
