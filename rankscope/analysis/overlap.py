@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rankscope.analysis.engine import Row
-from rankscope.analysis.stacks import Stack, pair_rows
+from rankscope.analysis.stacks import MEASURES, Stack, pair_rows
 from rankscope.errors import UpdateError
 from rankscope.linalg.chance import expected_overlap, overlap_p_value, overlap_sd
 from rankscope.linalg.edges import cosine_edge
@@ -32,6 +33,7 @@ __all__ = [
     "Options",
     "Side",
     "check_shapes",
+    "checked_options",
     "compared",
     "measure_columns",
     "measured",
@@ -58,6 +60,31 @@ class Options:
     max_j: int | None
     measures: tuple[str, ...]
     seed: int
+
+
+def checked_options(
+    side: str,
+    vectors: str,
+    max_i: int | None,
+    max_j: int | None,
+    measures: Sequence[str],
+    seed: int,
+) -> Options:
+    """Return the options of `rankscope.analysis.similarity.similarity`.
+
+    Raises
+    ------
+    UpdateError
+        If one of them is out of range.
+    """
+    return Options(
+        _choice("side", side, SIDES),
+        _choice("vectors", vectors, {"delta": "delta", "factor": "factor"}),
+        _at_least_one("max_i", max_i),
+        _at_least_one("max_j", max_j),
+        _further(measures, vectors),
+        seed,
+    )
 
 
 @dataclass(frozen=True)
@@ -199,3 +226,43 @@ def check_shapes(module: str, updates: list[Update], sides: tuple[Side, ...]) ->
             got=f"({out_b}, {in_b}) in B",
             fix="compare adapters of one model, or one side only with --side",
         )
+
+
+def _choice(name: str, value: str, choices: Mapping[str, Any]) -> Any:
+    if value not in choices:
+        raise UpdateError(
+            f"unknown {name}",
+            where=f"similarity({name}=…)",
+            expected=f"one of {', '.join(choices)}",
+            got=repr(value),
+            fix="choose one of them",
+        )
+    return choices[value]
+
+
+def _further(measures: Sequence[str], vectors: str) -> tuple[str, ...]:
+    """Return the measures other than φ, which is always there."""
+    for name in measures:
+        _choice("measures", name, MEASURES)
+    further = tuple(dict.fromkeys(name for name in measures if name != "phi"))
+    if further and vectors == "factor":
+        raise UpdateError(
+            "of the factors alone only φ is measured",
+            where="similarity(vectors='factor')",
+            expected="phi",
+            got=", ".join(further),
+            fix="use vectors='delta' for the other measures",
+        )
+    return further
+
+
+def _at_least_one(name: str, value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise UpdateError(
+            "no direction was asked for",
+            where=f"similarity({name}=…)",
+            expected="a number of at least 1",
+            got=str(value),
+            fix="leave it out for all directions",
+        )
+    return value

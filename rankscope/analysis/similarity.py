@@ -11,9 +11,9 @@ from rankscope.analysis.devices import resolve_device
 from rankscope.analysis.engine import How, Row, Study, Task, run
 from rankscope.analysis.overlap import (
     DENSE_LIMIT,
-    SIDES,
     Options,
     check_shapes,
+    checked_options,
     compared,
     measure_columns,
     measured,
@@ -31,7 +31,6 @@ from rankscope.analysis.references import (
 )
 from rankscope.analysis.selection import opened, short_names
 from rankscope.analysis.similarity_table import caveats, random_control, similarity_table
-from rankscope.analysis.stacks import MEASURES
 from rankscope.analysis.starts import start_columns
 from rankscope.analysis.verdicts import summaries
 from rankscope.errors import UpdateError
@@ -192,14 +191,7 @@ def similarity_study(
     device: str = "cpu",
 ) -> Study:
     """Return what `similarity` does with two open sets, module by module."""
-    options = Options(
-        _choice("side", side, SIDES),
-        _choice("vectors", vectors, {"delta": "delta", "factor": "factor"}),
-        _at_least_one("max_i", max_i),
-        _at_least_one("max_j", max_j),
-        _further(measures, vectors),
-        seed,
-    )
+    options = checked_options(side, vectors, max_i, max_j, measures, seed)
     device = resolve_device(device)
     a, b = split_alike(a, b)
     pairing, names = paired(a, b), short_names(a, b)
@@ -357,46 +349,6 @@ def _in_other_order(module: str) -> UpdateError:
     )
 
 
-def _choice(name: str, value: str, choices: Mapping[str, Any]) -> Any:
-    if value not in choices:
-        raise UpdateError(
-            f"unknown {name}",
-            where=f"similarity({name}=…)",
-            expected=f"one of {', '.join(choices)}",
-            got=repr(value),
-            fix="choose one of them",
-        )
-    return choices[value]
-
-
 def _reference(source: Source | UpdateSet, base: Source | None, alpha: float | None) -> UpdateSet:
     is_open = isinstance(source, UpdateSet)
     return opened(source, None, None) if is_open else opened(source, base, alpha)
-
-
-def _further(measures: Sequence[str], vectors: str) -> tuple[str, ...]:
-    """Return the measures other than φ, which is always there."""
-    for name in measures:
-        _choice("measures", name, MEASURES)
-    further = tuple(dict.fromkeys(name for name in measures if name != "phi"))
-    if further and vectors == "factor":
-        raise UpdateError(
-            "of the factors alone only φ is measured",
-            where="similarity(vectors='factor')",
-            expected="phi",
-            got=", ".join(further),
-            fix="use vectors='delta' for the other measures",
-        )
-    return further
-
-
-def _at_least_one(name: str, value: int | None) -> int | None:
-    if value is not None and value < 1:
-        raise UpdateError(
-            "no direction was asked for",
-            where=f"similarity({name}=…)",
-            expected="a number of at least 1",
-            got=str(value),
-            fix="leave it out for all directions",
-        )
-    return value

@@ -1,8 +1,8 @@
 """Pictures of tables: they read DataFrames and compute nothing but means."""
 
+from rankscope.plots.alignment import plot_alignment as plot_alignment
 from rankscope.plots.alignments import figure_alignments as figure_alignments
 from rankscope.plots.amplification import figure_amplification as figure_amplification
-from rankscope.plots.amplification import plot_alignment as plot_alignment
 from rankscope.plots.amplification import plot_amplification as plot_amplification
 from rankscope.plots.amplification import plot_profile as plot_profile
 from rankscope.plots.compare import figure_compare as figure_compare

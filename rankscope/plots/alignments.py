@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from rankscope.plots.amplification import draw_alignment, ratio_bar
+from rankscope.plots.alignment import draw_alignment, ratio_bar
 from rankscope.plots.style import (
     DOUBLE,
     new_figure,

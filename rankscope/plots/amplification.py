@@ -8,20 +8,24 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colorbar import Colorbar
-from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from rankscope.plots.alignment import (
+    ALIGNMENT,
+    alike,
+    draw_alignment,
+    modules_once,
+    ratio_bar,
+)
 from rankscope.plots.panels import SIDES
 from rankscope.plots.places import draw_kind, label_places, layered, places
 from rankscope.plots.style import (
     DOUBLE,
     KIND_COLORS,
     KIND_MARKERS,
-    diverging,
     new_figure,
     notice_figure,
     points,
@@ -35,22 +39,12 @@ from rankscope.plots.tables import (
     kinds_in_order,
     left_out,
     require_columns,
-    ticks_from_one,
 )
 
-__all__ = [
-    "draw_alignment",
-    "figure_amplification",
-    "plot_alignment",
-    "plot_amplification",
-    "plot_profile",
-    "ratio_bar",
-]
+__all__ = ["figure_amplification", "plot_amplification", "plot_profile"]
 
 _PROJECTIONS = ("projection_update", "projection_weight", "projection_random")
-_ALIGNMENT = ("rows", "columns", "alignment_i")
 _PROFILE = ("rows", "columns", "profile_k", "profile_top", "profile_bottom")
-_OCTAVES = 2  # either way from chance, to the ends of the colours
 _MOST = 3  # panels of k beside the profile
 
 
@@ -101,48 +95,6 @@ def plot_amplification(
     kinds = _draw_projections(ax, rows)
     ax.set(title=f"k = {rows['k'].iloc[0]}" if len(rows) else "", ylabel="‖UᵀWV‖")
     ax.legend(handles=_kind_keys(kinds) + _keys(), ncols=2)
-    return ax
-
-
-def plot_alignment(table: pd.DataFrame, *, side: str = "right", ax: Axes | None = None) -> Axes:
-    """Draw φ of W's first i and ΔW's first j directions over chance: Figure 8.
-
-    Parameters
-    ----------
-    table : DataFrame
-        An amplification table: `module`, `k`, `rows`, `columns`, `alignment_i` and the
-        alignment of the side. The mean over the modules of the commonest size is drawn.
-    side : {"right", "left"}
-        Input or output directions.
-    ax : Axes, optional
-        Where to draw; the current axes by default.
-
-    Returns
-    -------
-    Axes
-        i points down and j to the right. White is chance, max(i, j)/d; the colours end at a
-        quarter and at four times of it.
-
-    Raises
-    ------
-    TableError
-        If a column is missing.
-
-    Examples
-    --------
-    >>> table = pd.DataFrame({"module": ["a"], "k": 1, "rows": 8, "columns": 8,
-    ...     "alignment_i": [[1, 2]], "alignment_right": [np.array([[0.25], [0.25]])]})
-    >>> ax = plot_alignment(table, ax=Figure().add_subplot())
-    >>> ax.collections[0].get_array().ravel().tolist()  # twice chance, then chance
-    [1.0, 0.0]
-    """
-    require_columns(table, "module", "k", *_ALIGNMENT, f"alignment_{side}")
-    ax = plt.gca() if ax is None else ax
-    if not draw_alignment(ax, table, side):
-        ax.set_axis_off()
-        return ax
-    ax.set(xlabel="j (directions of ΔW)", ylabel="i (directions of W)", title=SIDES[side])
-    ratio_bar([ax])
     return ax
 
 
@@ -211,7 +163,7 @@ def figure_amplification(table: pd.DataFrame) -> Figure:
        arXiv:2106.09685v2, table 7 and figure 8.
     """
     require_columns(table, "module", "layer", "kind", "k", *_PROJECTIONS)
-    require_columns(table, *_ALIGNMENT, *_PROFILE, "alignment_left", "alignment_right")
+    require_columns(table, *ALIGNMENT, *_PROFILE, "alignment_left", "alignment_right")
     undefined = table.groupby("module", sort=False)["projection_update"].count() == 0
     caption = left_out(list(undefined.index[undefined]), "no k is defined")
     rows = table[table["projection_update"].notna()]
@@ -225,7 +177,7 @@ def _draw_page(table: pd.DataFrame, rows: pd.DataFrame, caption: str) -> Figure:
     ks = sorted(int(k) for k in rows["k"].unique())
     chosen = ks if len(ks) <= _MOST else [ks[0], ks[len(ks) // 2], ks[-1]]
     kinds = kinds_in_order(rows["kind"])
-    grids = _largest(rows)
+    grids = modules_once(rows)
     said = [
         f"Of {len(ks)} k, {', '.join(map(str, chosen))} are drawn." if ks != chosen else "",
         "Below: φ of W's first i and ΔW's first j directions over chance, max(i, j)/d"
@@ -300,11 +252,11 @@ def _range(rows: pd.DataFrame) -> tuple[float, float]:
 
 
 def _draw_profile(ax: Axes, table: pd.DataFrame) -> list[str]:
-    grids = _largest(table)
+    grids = modules_once(table)
     kinds = kinds_in_order(grids["kind"])
     least = 1.0
     for kind in kinds:
-        mine = _alike(grids[grids["kind"] == kind], "profile_k", "profile_top")
+        mine = alike(grids[grids["kind"] == kind], "profile_k", "profile_top")
         ks = as_vector(mine["profile_k"].iloc[0])
         rows, columns = (float(mine[name].iloc[0]) for name in ("rows", "columns"))
         share, chance = ks / ks[-1], ks**2 / (rows * columns)
@@ -315,68 +267,6 @@ def _draw_profile(ax: Axes, table: pd.DataFrame) -> list[str]:
         least = min(least, chance[0])
     ax.set(xscale="log", yscale="log", ylim=(least / 3, 1.5), xlabel="k / number of directions")
     return kinds
-
-
-def draw_alignment(ax: Axes, table: pd.DataFrame, side: str, most_ticks: int = 8) -> int:
-    """Draw the mean of a table's modules; return of how many."""
-    mine = _alike(_largest(table), "alignment_i", f"alignment_{side}")
-    if mine.empty:
-        ax.set_axis_off()
-        return 0
-    i = as_vector(mine["alignment_i"].iloc[0])
-    d = float(mine["columns" if side == "right" else "rows"].iloc[0])
-    phi = np.mean([np.asarray(grid) for grid in mine[f"alignment_{side}"]], axis=0)
-    chance = np.maximum(i[:, None], np.arange(1, phi.shape[1] + 1)) / d
-    edges = np.concatenate([[0.5], (i[1:] + i[:-1]) / 2, i[-1:] + 0.5])
-    with np.errstate(divide="ignore"):
-        octaves = np.log2(phi / chance)
-    ax.pcolormesh(
-        np.arange(phi.shape[1] + 1) + 0.5,
-        edges,
-        octaves,
-        cmap=diverging("vlag").with_extremes(bad="0.88"),
-        norm=TwoSlopeNorm(0, -_OCTAVES, _OCTAVES),
-        rasterized=True,
-    )
-    ax.set(ylim=(edges[-1], 0.5))
-    ax.set_xticks(ticks_from_one(phi.shape[1], most_ticks))
-    ax.set_yticks(ticks_from_one(int(i[-1]), most_ticks))
-    return len(mine)
-
-
-def ratio_bar(axes: Sequence[Axes]) -> Colorbar:
-    """Draw the colour bar of what `draw_alignment` drew."""
-    mesh = next(ax.collections[0] for ax in axes if ax.collections)
-    ticks = range(-_OCTAVES, _OCTAVES + 1)
-    bar = axes[0].figure.colorbar(
-        mesh, ax=list(axes), extend="both", ticks=list(ticks), label="φ over chance"
-    )
-    bar.set_ticklabels([f"×{2.0**n:g}" for n in ticks])
-    bar.outline.set_visible(False)
-    return bar
-
-
-def _largest(table: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per module: curves and grids are the same for every k."""
-    return table.drop_duplicates("module")
-
-
-def _alike(rows: pd.DataFrame, index: str, values: str) -> pd.DataFrame:
-    """Return the rows whose numbers can be averaged: those of the commonest size."""
-    some = rows[[len(np.shape(cell)) > 0 for cell in rows[values]]]
-    if some.empty:
-        return some
-    sizes = pd.Series(
-        [
-            (m, n, tuple(as_vector(i)), np.shape(cell))
-            for m, n, i, cell in zip(
-                some["rows"], some["columns"], some[index], some[values], strict=True
-            )
-        ],
-        index=some.index,
-    )
-    alike: pd.DataFrame = some[sizes == sizes.mode().iloc[0]]
-    return alike
 
 
 def _color(kind: str) -> str:
