@@ -44,7 +44,7 @@ def _one(site: Site) -> Cost:
         return {"work": work, "memory": 8 * 3 * held, "size": stored * held}
     short, held = min(rows, columns), rows * columns
     return {
-        "work": 6.0 * short * held + 30.0 * short**3,
+        "work": 1.2 * short * held + 6.0 * short**3,
         "memory": 8 * 4 * held + 8 * 2 * short * short,
         "size": 2 * stored * held,
     }
@@ -54,4 +54,4 @@ def weight_cost(site: Site) -> Cost:
     """Return the cost of decomposing a module's base weight with all its directions."""
     rows, columns = site.shape
     held = rows * columns
-    return {"work": 35.0 * held * min(rows, columns), "memory": 8 * 10 * held, "size": 4 * held}
+    return {"work": 8.0 * held * min(rows, columns), "memory": 8 * 10 * held, "size": 4 * held}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any, final
 
 from safetensors import SafetensorError, safe_open
@@ -32,7 +33,8 @@ class SafetensorsFile(FileStore):
     def _file(self) -> Any:
         try:
             file = safe_open(self.path, framework="pt")
-            self._check_unique()
+            stat = self.path.stat()
+            _check_unique(self.path, stat.st_size, stat.st_mtime_ns)
         except (SafetensorError, OSError, ValueError, RecursionError) as error:
             raise SourceError(
                 "not a readable safetensors file",
@@ -68,13 +70,17 @@ class SafetensorsFile(FileStore):
     @cached_property
     @override
     def provenance(self) -> dict[str, Any]:
-        return file_record(self.path, hashlib.sha256(self._header()))
+        return file_record(self.path, hashlib.sha256(_header(self.path)))
 
-    def _header(self) -> bytes:
-        with self.path.open("rb") as file:
-            length = file.read(8)
-            return length + file.read(int.from_bytes(length, "little"))
 
-    def _check_unique(self) -> None:
-        # The library keeps the last of two entries of one name; which was meant is unknown.
-        json.loads(self._header()[8:], object_pairs_hook=unique)
+def _header(path: Path) -> bytes:
+    with path.open("rb") as file:
+        length = file.read(8)
+        return length + file.read(int.from_bytes(length, "little"))
+
+
+@lru_cache(maxsize=1024)
+def _check_unique(path: Path, size: int, changed: int) -> None:
+    # The library keeps the last of two entries of one name; which was meant is unknown. A worker
+    # opens a file for every module anew: once for as long as it is the same is enough.
+    json.loads(_header(path)[8:], object_pairs_hook=unique)
