@@ -454,6 +454,14 @@ class TestExtract:
             nearest = truncated(updates[name].dense(), 8)
             assert torch.linalg.norm(update.dense() - nearest) <= 1e-6 * update.norm()
 
+    def test_all_of_the_energy_is_all_of_the_directions(self, rng):
+        matrix = with_spectrum([2.0, 1.0, 1e-9], 300, 280, rng)
+        base, tuned = {"w.weight": torch.zeros(300, 280).double()}, {"w.weight": matrix}
+        for size, count in (({"energy": 1.0}, 3), ({"rank": 3}, 2)):
+            row = rs.extract(tuned, base, **size).table.iloc[0]
+            assert row.rank_after == count  # the last is below what a rank's method resolves
+            assert row.relative_error < 1e-6
+
     def test_what_changed_and_is_no_matrix_is_listed(self):
         base, tuned = initial().state_dict(), moved(initial())
         tuned["fc.bias"] = base["fc.bias"]

@@ -25,7 +25,7 @@ from rankscope.io.updateset import Site, UpdateSet
 from rankscope.measures.allocation import allocate
 from rankscope.measures.rank import energy_rank
 from rankscope.results import ResizeResult, provenance
-from rankscope.spectra import Leading, Method, Spectrum, svd
+from rankscope.spectra import Gram, Leading, Method, Spectrum, svd
 from rankscope.updates import FactoredUpdate, Update
 
 __all__ = ["Precision", "Size", "cut_down"]
@@ -42,7 +42,8 @@ _PATH = re.compile(rf"(?!{'|'.join(FLAT_PREFIXES)})[A-Za-z_][\w.]*")
 # The hub's cache: models--org--name/snapshots/<commit>/…
 _IN_CACHE = re.compile(r"models--([^/\\]+)[/\\]snapshots[/\\]")
 
-_LARGE = 768  # of a short side: from here a search for a few directions is worth its start
+# Of a short side: from here the Gram matrix, and a search for a few directions, are worth it.
+_SMALL, _LARGE = 256, 768
 
 _COLUMNS = {
     "module": "str",
@@ -151,7 +152,7 @@ class _Cutter:
         kernel = self._kernel(site, update)
         most = self.size.rank or allotted.get(module)
         k = _needed(update, most)
-        spectrum = svd(update, k, _method(update, k))
+        spectrum = svd(update, k, _method(update, k, self.size))
         count = self._count(spectrum, most)
         kept, rest = _shares(spectrum, count)
         row = {
@@ -256,14 +257,17 @@ def cut_down(
     )
 
 
-def _method(update: Update, k: int | None) -> Method | None:
+def _method(update: Update, k: int | None, size: Size) -> Method | None:
     """Return the quickest method that is exact enough: the energy kept is off by 1e-8 at most.
 
-    That is the square of the sine by which the directions are off.
+    That is the square of the sine by which the directions are off, and what all directions hold
+    at most that `Gram` cannot tell from round-off. An energy of 1 asks for those as well.
     """
     side = min(update.shape)
+    if isinstance(update, FactoredUpdate) or size.energy == 1 or side < _SMALL:
+        return None
     few = k is not None and side >= _LARGE and 8 * k <= side
-    return Leading(k, tolerance=1e-4) if few and k is not None else None
+    return Leading(k, tolerance=1e-4) if few and k is not None else Gram()
 
 
 def _needed(update: Update, most: int | None) -> int | None:
