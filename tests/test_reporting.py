@@ -115,6 +115,11 @@ def test_it_says_what_was_measured_and_how(page, pair, report):
         assert words in page.words
 
 
+def test_a_percent_sign_stays_with_its_number(page):
+    assert re.search(r"\d\u00a0%", page.words)
+    assert "\\xa0" not in page.words
+
+
 def test_every_module_and_row_is_there(page, report):
     modules = set(report["rank"].table.module)
     described = [a for _, a in page.all("details") if a.get("class") == "module"]

@@ -21,6 +21,8 @@ def rounded(value: Any, form: str) -> str:
     --------
     >>> rounded(0.12345, "3"), rounded(0.5, "share"), rounded(4.2e-21, "p"), rounded(None, "1")
     ('0.123', '50 %', '10⁻²⁰', '–')
+    >>> rounded(0.00195, "2")
+    '0.002'
     """
     if undefined(value):
         return "–"
@@ -39,10 +41,18 @@ def _number(value: float, form: str) -> str:
     if form == "share":
         return _share(value)
     if form.isdigit():
-        return f"{value:,.{form}f}".replace("-", "−")
+        return _fixed(value, int(form))
     if value.is_integer():
         return f"{value:,.0f}".replace("-", "−")
     return f"{value:,.1f}" if form == "count" else _norm(value)
+
+
+def _fixed(value: float, decimals: int) -> str:
+    """Return so many decimals, of smaller numbers than those show as many as show one digit."""
+    size = abs(value)
+    if 1e-5 <= size < 0.5 * 10**-decimals:
+        decimals = -math.floor(math.log10(size))
+    return f"{value:,.{decimals}f}".replace("-", "−")
 
 
 def _norm(value: float) -> str:

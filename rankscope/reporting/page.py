@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from rankscope.errors import printable
 from rankscope.reporting.document import Document
@@ -68,9 +68,10 @@ def _environment() -> Environment:
     return environment
 
 
-def _unbroken(text: str) -> str:
+def _unbroken(text: str) -> Markup:
     """Keep a percent sign in the line of its number."""
-    return text.replace(" %", "\u00a0%")
+    # Escaped and written out first: `_shown` would write out the space itself.
+    return escape(printable(text)).replace(" %", "\u00a0%")
 
 
 def _shown(value: Any) -> Any:
