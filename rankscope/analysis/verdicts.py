@@ -135,7 +135,7 @@ def _summary(group: pd.DataFrame) -> Iterator[str]:
     above = int((group.p_adjusted < LEVEL).sum())
     phi, chance = group.phi_full.median(), group.chance_full.median()
     yield f"{above} {of} above chance (adjusted p < {LEVEL:g})"
-    yield f"median φ {phi:.2f} against {chance:.2f} by chance"
+    yield f"median φ {_decimals(phi)} against {_decimals(chance)} by chance"
     if group.shared_directions.notna().any():
         most = group[["rank_a", "rank_b"]].min(axis=1).median()
         count = float(group.shared_directions.median())
@@ -148,6 +148,11 @@ def _placed(group: pd.DataFrame) -> Iterator[str]:
     if names:
         levels = " and ".join(f"the {name} {medians[name]:.2f}" for name in names)
         yield f"median φ {medians.phi_reference:.2f} where {levels}"
+
+
+def _decimals(phi: float) -> str:
+    """Return two decimals, of less than those show the first digit."""
+    return f"{phi:.2f}" if phi >= 0.005 or phi == 0 else f"{phi:.1g}"
 
 
 def _p(p: float) -> str:
