@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from oracles import gaussian
 
 import rankscope as rs
 
@@ -14,12 +15,9 @@ pytestmark = [
 
 @pytest.fixture
 def pair(rng):
-    base = {
-        f"layers.{n}.q_proj.weight": torch.from_numpy(rng.standard_normal((192, 128))).float()
-        for n in range(2)
-    }
+    base = {f"layers.{n}.q_proj.weight": gaussian(192, 128, rng=rng).float() for n in range(2)}
     tuned = {
-        name: weight + 0.1 * torch.randn(192, 6) @ torch.randn(6, 128)
+        name: weight + 0.1 * (gaussian(192, 6, rng=rng) @ gaussian(6, 128, rng=rng)).float()
         for name, weight in base.items()
     }
     return tuned, base
@@ -32,9 +30,12 @@ def test_one_source(pair, measure):
     assert_alike(here, there)
 
 
-def test_two_sources(pair):
+def test_two_sources(pair, rng):
     tuned, base = pair
-    other = {name: weight + 0.1 * torch.randn_like(weight) for name, weight in tuned.items()}
+    other = {
+        name: weight + 0.1 * gaussian(*weight.shape, rng=rng).float()
+        for name, weight in tuned.items()
+    }
     here, there = (
         rs.similarity(tuned, other, base=base, device=device).table for device in ("cpu", "cuda")
     )

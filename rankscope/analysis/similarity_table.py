@@ -90,7 +90,8 @@ def caveats(names: Sequence[str], vectors: str, table: pd.DataFrame) -> list[str
     shared = table[table.shared_init_suspected.fillna(False)].module.unique()
     if len(shared):
         notes.append(
-            f"both runs seem to have started from the same numbers in {len(shared)} modules, as "
+            f"both runs seem to have started from the same numbers in {len(shared)} "
+            f"module{'s' * (len(shared) > 1)}, as "
             f"{shared[0]}: similarity of their input side says nothing of training there"
         )
     for name, column in zip(names, ("rank_a", "rank_b"), strict=True):
