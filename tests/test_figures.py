@@ -149,6 +149,24 @@ def test_numbers_and_provenance_stand_beside_a_figure(adapters, tmp_path):
     assert before == {path.name: path.read_bytes() for path in tmp_path.glob("x.*")}
 
 
+def test_of_many_cells_the_means_that_are_drawn_stand_beside_a_figure(
+    adapters, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("rankscope.results.similarity.MOST_CELLS", 10)
+    a, b = adapters[:2]
+    run("similarity", a, b, "-o", tmp_path / "x.svg", "-q")
+    means = pd.read_csv(tmp_path / "x.csv").set_index(["side", "panel", "i", "j"])
+    about = json.loads((tmp_path / "x.json").read_text())
+    assert {"p_full", "cosines"} <= set(about["rows"][0])
+    assert "phi" not in about["rows"][0]
+    run("similarity", a, b, "-o", tmp_path / "y.svg", "-o", tmp_path / "y.csv", "-q")
+    cells = pd.read_csv(tmp_path / "y.csv")
+    cells = cells[cells.module.str.endswith("q_proj")].assign(panel="q")
+    expected = cells.groupby(["side", "panel", "i", "j"])[["phi", "chance"]].mean()
+    ours = means.loc[means.index.get_level_values("panel") == "q", ["phi", "chance"]]
+    pd.testing.assert_frame_equal(ours.sort_index(), expected.sort_index(), rtol=1e-12)
+
+
 @pytest.mark.parametrize("taken", ["x.csv", "x.json"])
 def test_what_somebody_else_wrote_is_left_alone(adapters, tmp_path, taken):
     (tmp_path / taken).write_text("mine")

@@ -26,6 +26,7 @@ from rankscope.plots.save import save_figure as save_figure
 from rankscope.plots.scores import figure_scores as figure_scores
 from rankscope.plots.scores import plot_scores as plot_scores
 from rankscope.plots.similarity import plot_similarity as plot_similarity
+from rankscope.plots.similarity_page import drawn_cells as drawn_cells
 from rankscope.plots.similarity_page import figure_similarity as figure_similarity
 from rankscope.plots.spectrum import figure_spectrum as figure_spectrum
 from rankscope.plots.spectrum import plot_spectrum as plot_spectrum

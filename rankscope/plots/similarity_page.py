@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from rankscope.plots.chance import colour_bar
 from rankscope.plots.panels import SIDES, Page, Panel, arrange, page_columns
@@ -23,7 +26,7 @@ from rankscope.plots.style import (
 )
 from rankscope.plots.tables import short_names
 
-__all__ = ["figure_similarity"]
+__all__ = ["drawn_cells", "figure_similarity"]
 
 _Row = tuple[str, Sequence[Panel]]
 _BAR = 2.2  # inches, the longest colour bar
@@ -76,7 +79,6 @@ def figure_similarity(
 
     Examples
     --------
-    >>> import numpy as np
     >>> table = pd.DataFrame({"module": ["q"], "layer": [0], "kind": ["q"], "side": ["right"],
     ...                       "dimension": [8], "phi": [np.eye(2, 4)]})
     >>> [ax.get_title() for ax in figure_similarity(table).axes]
@@ -87,6 +89,34 @@ def figure_similarity(
         return notice_figure(NOTHING if len(table) else "no module to draw", content.caption)
     with theme():
         return _draw_page(content, names)
+
+
+def drawn_cells(table: pd.DataFrame, random: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Return the numbers of `figure_similarity` by kind: side, panel, i, j, phi and chance.
+
+    Examples
+    --------
+    >>> rows = {"module": ["a", "b"], "layer": [0, 1], "kind": "q", "side": "right",
+    ...         "dimension": 4, "phi": [np.eye(1), np.zeros((1, 1))]}
+    >>> drawn_cells(pd.DataFrame(rows)).to_numpy().tolist()
+    [['right', 'q', 1, 1, 0.5, 0.25]]
+    """
+    sides = arrange(table, random=random, by="kind", page=1).sides
+    parts = [
+        pd.DataFrame({"side": side, "panel": panel.name, **_cells(panel)})
+        for side, panels in sides.items()
+        for panel in panels
+        if not panel.enlarged
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _cells(panel: Panel) -> dict[str, NDArray[Any]]:
+    i, j = np.indices(panel.grid.shape) + 1
+    # Of the last cell the panel knows chance, max(i, j) times the mean of 1 / d.
+    chance = np.maximum(i, j) * panel.chance / max(panel.grid.shape)
+    columns = {"i": i, "j": j, "phi": panel.grid, "chance": chance}
+    return {name: values.ravel() for name, values in columns.items()}
 
 
 def _draw_page(content: Page, names: tuple[str, str]) -> Figure:

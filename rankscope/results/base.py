@@ -114,6 +114,10 @@ class Result:
         """Return the form that CSV and Parquet hold: one number per row where a cell is a list."""
         return self.table
 
+    def beside_figure(self) -> pd.DataFrame:
+        """Return the numbers that stand beside a figure: `long`, or only what is drawn."""
+        return self.long()
+
     def extra(self) -> dict[str, Any]:
         """Return what stands beside the rows in the JSON form."""
         return {}

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from rankscope.errors import OutputError
 from rankscope.io.write import replacing
 from rankscope.results.base import FIGURE_SUFFIXES, Result
@@ -71,14 +73,18 @@ def save_all(result: Result, outputs: Iterable[str], look: Mapping[str, str]) ->
     for output in outputs:
         if Path(output) not in taken.union(*figures.values()):
             result.save(output)
-    return [_save(result, stem, pictures, look) for stem, pictures in figures.items()]
+    asked = set(map(Path, outputs))
+    return [_save(result, stem, pictures, look, asked) for stem, pictures in figures.items()]
 
 
-def _save(result: Result, stem: Path, pictures: list[Path], look: Mapping[str, str]) -> str:
+def _save(
+    result: Result, stem: Path, pictures: list[Path], look: Mapping[str, str], asked: set[Path]
+) -> str:
     table, about = _companions(stem)
     # Nested: neither takes its place unless both, and the figures, could be written.
     with replacing(about) as new_about, replacing(table) as new_table:
-        result.save(new_table)
+        numbers = result.long() if table in asked else result.beside_figure()
+        numbers.to_csv(new_table, index=False)
         record = {
             "figures": [picture.name for picture in pictures],
             "look": dict(look),
@@ -86,11 +92,21 @@ def _save(result: Result, stem: Path, pictures: list[Path], look: Mapping[str, s
             "sha256": _sha256(new_table),
         }
         content = {"schema": result.schema, "beside": record, **result.to_dict()}
+        if about not in asked:
+            content["rows"] = [_without_grids(row, numbers) for row in content["rows"]]
         new_about.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
         for picture in pictures:
             result.save(picture, **look)
     written = " and ".join(map(str, pictures))
     return f"wrote {written}, the numbers {table} and their provenance {about}"
+
+
+def _without_grids(row: dict[str, Any], numbers: pd.DataFrame) -> dict[str, Any]:
+    """Return a row without the grids that the table beside it holds."""
+    held = set(numbers.columns)
+    return {
+        name: value for name, value in row.items() if name not in held or type(value) is not list
+    }
 
 
 def _companions(stem: Path) -> tuple[Path, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,7 +15,9 @@ from rankscope.results.base import Result, drawn
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["SimilarityResult"]
+__all__ = ["MOST_CELLS", "SimilarityResult"]
+
+MOST_CELLS = 200_000  # beside a figure: some ten megabytes
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -118,6 +121,13 @@ class SimilarityResult(Result):
         parts = [_cells(row) for row in self.table.itertuples()]
         columns = ["module", "side", "i", "j", "phi", "chance"]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+    def beside_figure(self) -> pd.DataFrame:
+        """Return every cell, or where those are many the means by kind that the figure draws."""
+        if sum(grid.size for grid in self.table.phi) <= MOST_CELLS:
+            return self.long()
+        cells: pd.DataFrame = import_module("rankscope.plots").drawn_cells(self.table, self.random)
+        return cells
 
     def extra(self) -> dict[str, Any]:
         """Return the names, what was not matched, and the random control."""
