@@ -30,6 +30,15 @@ def near(left, right, rng, share=0.5):
     return rs.open_updates(tensors, alpha=left.shape[1])
 
 
+def tensors_of(updates):
+    """Return what `near` was given, at scale 1."""
+    return {
+        f"{name}.lora_{letter}.weight": factor
+        for name, update in updates.items()
+        for letter, factor in (("B", update.up), ("A", update.down))
+    }
+
+
 @pytest.fixture
 def runs(rng):
     """Two tasks of three seeds each."""
@@ -83,6 +92,18 @@ def test_groups_of_other_ranks_are_not_shuffled(runs, rng):
     assert note.startswith("groups x and wide have other numbers of directions")
     alone = rs.compare(runs, measures=["cosine"], groups={"x": ["x0", "x1"], "wide": ["wide0"]})
     assert not any("p_shuffled" in note for note in alone.notes)
+
+
+def test_groups_are_shuffled_in_the_modules_that_all_of_them_update(runs, rng):
+    common = rs.compare(runs, measures=["phi"], groups=GROUPS).groups.p_shuffled
+    further = {name: haar(24, 2, rng) for name in ("a", "b")}
+    for name in GROUPS["y"]:  # alike in a module that the other group does not have
+        extra = {"more.o_proj.lora_A.weight": further["a"].T}
+        extra |= {"more.o_proj.lora_B.weight": further["b"]}
+        runs[name] = rs.open_updates(tensors_of(runs[name]) | extra, alpha=2)
+    result = rs.compare(runs, measures=["phi"], groups=GROUPS)
+    np.testing.assert_array_equal(result.groups.p_shuffled, common)
+    assert any("p_shuffled is of the 6 of 7" in note for note in result.notes)
 
 
 def test_a_group_of_one_and_of_zero_updates(runs):
@@ -147,6 +168,20 @@ def test_a_series_against_the_pairs(runs):
     labels = [ax.get_ylabel() for ax in result.plot().axes]
     assert labels[2:] == ["‖ΔW‖", "stable rank"]
     assert len(rs.compare(runs).series) == 0
+
+
+def test_a_mean_rank_is_undefined_where_one_modules_is(rng):
+    weights = {f"layers.{n}.q_proj.weight": gaussian(150, 150, rng=rng) for n in range(2)}
+    steps = {}
+    for step, full in (("one", 0), ("two", 1)):
+        low = gaussian(150, 2, rng=rng) @ gaussian(2, 150, rng=rng)
+        steps[step] = {
+            name: weight + (gaussian(150, 150, rng=rng) if n < full else low)
+            for n, (name, weight) in enumerate(weights.items())
+        }
+    ranks = rs.compare(steps, base=weights, series=True).series.query("side == 'left'")
+    assert ranks.energy_rank_90.tolist()[0] == 2
+    assert math.isnan(ranks.energy_rank_90.tolist()[1])  # 64 directions do not hold 90 %
 
 
 def test_means_and_intervals_are_drawn(runs):

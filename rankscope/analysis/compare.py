@@ -14,7 +14,7 @@ from rankscope.analysis.aligned import Aligned, aligned
 from rankscope.analysis.costs import cost
 from rankscope.analysis.devices import resolve_device
 from rankscope.analysis.engine import How, Row, Study, Task, run
-from rankscope.analysis.groups import Groups, checked_groups, group_table, rank_notes
+from rankscope.analysis.groups import Groups, checked_groups, group_table, shuffle_notes
 from rankscope.analysis.selection import opened
 from rankscope.analysis.series import series_table
 from rankscope.analysis.stacks import MEASURES, Stack, joint_interference, pair_rows, whole_cosines
@@ -192,7 +192,7 @@ def finish(
     table = _pairs([row for row in rows if "a" in row], measures)
     updates = pd.DataFrame([row for row in rows if "name" in row], columns=list(_UPDATE))
     updates = updates.astype(_UPDATE)
-    unlike = rank_notes(updates, names, groups, measures)
+    unlike = shuffle_notes(updates, names, groups, measures)
     return CompareResult(
         table,
         about["provenance"],

@@ -22,7 +22,7 @@ from rankscope.measures.replicates import (
     shuffle_p_value,
 )
 
-__all__ = ["Groups", "checked_groups", "group_table", "rank_notes"]
+__all__ = ["Groups", "checked_groups", "group_table", "shuffle_notes"]
 
 _COLUMNS = {
     "measure": "str",
@@ -113,31 +113,42 @@ def group_table(
     return made
 
 
-def rank_notes(
+def shuffle_notes(
     updates: pd.DataFrame, names: Sequence[str], groups: Groups, measures: Sequence[str]
 ) -> list[str]:
-    """Return why groups were not tested by shuffling."""
-    sizes = _sizes(updates, names)
-    if all(measure in _ANY_RANK for measure in measures):
-        return []
-    return [
-        f"groups {one} and {other} have other numbers of directions: shuffling their sources "
-        "would test that alone, so p_shuffled is undefined"
-        for one, other in combinations(groups, 2)
-        if _unequal(sizes, _places(names, [*groups[one], *groups[other]]))
-    ]
+    """Return why groups were not tested by shuffling, or in some of their modules alone."""
+    sizes, notes = _sizes(updates, names), []
+    for one, other in combinations(groups, 2):
+        mine = sizes.iloc[_places(names, [*groups[one], *groups[other]])]
+        shared = _shared(mine)
+        any_module = int(mine.notna().any().sum())
+        if _unequal(shared) and not all(measure in _ANY_RANK for measure in measures):
+            notes.append(
+                f"groups {one} and {other} have other numbers of directions: shuffling their "
+                "sources would test that alone, so p_shuffled is undefined"
+            )
+        elif shared.shape[1] < any_module:
+            notes.append(
+                f"groups {one} and {other} do not update the same modules: p_shuffled is of the "
+                f"{shared.shape[1]} of {any_module} that all their sources update"
+            )
+    return notes
 
 
-def _sizes(updates: pd.DataFrame, names: Sequence[str]) -> _Array:
+def _sizes(updates: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """Return the numbers of directions, sources by modules; NaN where there are none."""
     found = updates.pivot(index="name", columns="module", values="directions")
-    sizes = found.reindex(list(names)).to_numpy(dtype=np.float64, na_value=np.nan)
-    return np.where(sizes > 0, sizes, np.nan)
+    sizes = found.reindex(list(names)).astype("float64")
+    return sizes.where(sizes > 0)
 
 
-def _unequal(sizes: _Array, places: list[int]) -> bool:
-    mine = sizes[places]
-    return bool((np.fmax.reduce(mine, axis=0) > np.fmin.reduce(mine, axis=0)).any())
+def _shared(sizes: pd.DataFrame) -> pd.DataFrame:
+    """Return the modules that every source updates."""
+    return sizes.dropna(axis="columns")
+
+
+def _unequal(sizes: pd.DataFrame) -> bool:
+    return bool((sizes.nunique() > 1).any())
 
 
 def _places(names: Sequence[str], group: Sequence[str]) -> list[int]:
@@ -148,9 +159,10 @@ class _Values:
     """One measure on one side: sources by sources by modules, NaN where there is none."""
 
     def __init__(
-        self, rows: pd.DataFrame, names: Sequence[str], measure: str, sizes: _Array
+        self, rows: pd.DataFrame, names: Sequence[str], measure: str, sizes: pd.DataFrame
     ) -> None:
         self.measure, self.sizes = measure, sizes
+        self.modules = pd.Index(rows.module.unique())
         self.side = str(rows.side.iloc[0])
         self.cube = _cube(rows, names, _WAYS.get(measure, (measure, measure)))
         chance = _CHANCE.get(measure)
@@ -163,11 +175,16 @@ class _Values:
         return np.array([group_mean(square, a, b) for square in each])
 
     def shuffled(self, a: list[int], b: list[int]) -> dict[str, Any]:
-        """Return the seed-shuffle test, where the sources have equally many directions."""
-        if self.measure not in _ANY_RANK and _unequal(self.sizes, [*a, *b]):
+        """Return the seed-shuffle test, where the sources have equally many directions.
+
+        It is of the modules that all of them update: which modules those are is no similarity.
+        """
+        shared = _shared(self.sizes.iloc[[*a, *b]])
+        if shared.empty or (self.measure not in _ANY_RANK and _unequal(shared)):
             return {}
+        square = _mean(self.cube[:, :, self.modules.isin(shared.columns)])
         sign = -1.0 if self.measure in DISTANCES else 1.0
-        p, arrangements = shuffle_p_value(self.square, a, b, sign=sign)
+        p, arrangements = shuffle_p_value(square, a, b, sign=sign)
         return {"p_shuffled": p, "arrangements": arrangements}
 
 

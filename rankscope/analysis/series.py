@@ -47,7 +47,7 @@ def series_table(
 def _size(rows: pd.DataFrame) -> dict[Any, Any]:
     """Return the norm of all modules together, and the means of their ranks."""
     norms = rows.norm.to_numpy(dtype=np.float64)
-    means = rows[list(_SIZES)].astype("float64").mean()
+    means = rows[list(_SIZES)].astype("float64").mean(skipna=False)
     return {"modules": len(rows), "norm": float(np.linalg.norm(norms)), **dict(means.items())}
 
 
