@@ -169,15 +169,31 @@ def test_controls_with_one_start_and_with_shuffled_labels(tmp_path, rng):
         name = f"sql-qv-r8-s{seed}-shuffled"
         others.append(row(name, tmp_path / f"shuffled{seed}", **fields))
     one = claims(Runs(pd.concat([*rows[:2], pd.DataFrame(others[:1])], ignore_index=True)))
-    assert held(one, ["started alike"]) == held(one, ["shuffled"]) == [pd.NA]  # a coin toss
+    assert held(one, ["started alike"]) == [pd.NA]  # a coin toss
+    assert held(one, ["shuffled"]) == [pd.NA] * 2  # on either side
     runs = Runs(pd.concat([*rows, pd.DataFrame(others)], ignore_index=True))
     table = claims(runs)
     assert held(table, ["started alike"]) == [True]
     alike = table[table.claim.str.contains("started alike")].iloc[0]
     assert (alike.n, alike.p != alike.p) == (2, True)
-    found = table[table.claim.str.contains("shuffled")].iloc[0]
-    assert found.value < found.control
-    assert found.chance == pytest.approx(8 / D)
+    for side in ("input", "output"):
+        found = table[table.claim.str.contains(f"shuffled.*r = 8, {side}")].iloc[0]
+        assert found.value < found.control
+        assert found.chance == pytest.approx(8 / D)
+        assert found.held
+
+
+def test_whole_answers_tell_what_token_accuracy_does_not(tmp_path, rng):
+    scores = {}
+    for seed in range(3):
+        one = {"token_accuracy": 0.999, "exact_match": 0.9 + seed / 1000}
+        scores[1, seed] = {"token_accuracy": 0.7 + seed / 1000, "exact_match": 0.1}
+        scores[D, seed] = one | {"token_accuracy": 0.998 + seed / 10000}
+        scores[0, seed] = one | {"exact_match": 0.95}
+    table = claims(Runs(experiment(tmp_path, rng, ranks=(1, 2, D), scores=scores)))
+    by_tokens, by_answers = table[table.claim.str.contains("on q,v recovers")].itertuples()
+    assert (by_tokens.held, by_answers.held) == (True, False)
+    assert by_answers.value == pytest.approx(0.049)
 
 
 def test_controls_that_share_a_direction_are_not_at_chance(tmp_path, rng, monkeypatch):

@@ -14,9 +14,12 @@ from rankscope.experiments.statistics import noninferior_p_value, sign_flip_p_va
 
 __all__ = ["MARGIN", "score_claims"]
 
-# One point of token accuracy, on the scale on which the paper's seeds differ by half a point.
+# One point, on the scale on which the paper's seeds differ by half a point.
 MARGIN = 0.01
 SCORE = "token_accuracy"
+# Of whole answers, as the paper's accuracy is. Added after a review that knew the results: where
+# full fine-tuning errs in 0.03 % of the tokens, a margin of 1 % of them can hardly be missed.
+WHOLE_ANSWERS = "exact_match"
 _SMALL = (4, 8)
 _LEAST_SEEDS = 3  # for a test of equivalence
 
@@ -32,9 +35,12 @@ def score_claims(runs: Runs) -> Iterator[Evidence]:
                 claim = f"a small rank suffices: r = {rank} as good as r = {high}, q and v, {task}"
                 yield _not_worse(runs, claim, low, _scores(runs, high, task), task)
     for targets in ("q,v", "q,k,v,o"):
-        claim = f"r = d on {targets} recovers full fine-tuning"
-        whole = runs.whole().set_index("seed")[SCORE]
-        yield _not_worse(runs, claim, _scores(runs, runs.width, "sql", targets), whole, "sql")
+        for score in (SCORE, WHOLE_ANSWERS):
+            claim = f"r = d on {targets} recovers full fine-tuning"
+            claim += ", whole answers" * (score == WHOLE_ANSWERS)
+            whole = runs.whole().set_index("seed")[score]
+            own = _scores(runs, runs.width, "sql", targets, score)
+            yield _not_worse(runs, claim, own, whole, "sql", score)
 
 
 def _not_worse(
@@ -43,18 +49,19 @@ def _not_worse(
     low: pd.Series[float],
     high: pd.Series[float],
     task: str,
+    score: str = SCORE,
 ) -> Evidence:
     """Return a test of non-inferiority over the seeds that both have, by paired Student's t.
 
     It is one only where a loss could have been seen: r = 1 must lose more than the margin in every
     seed. Seeds are what the t is over; all runs answer the same held-out rows.
     """
-    statistic = f"token accuracy lost, less than {MARGIN} (one-sided paired t)"
+    statistic = f"{score.replace('_', ' ')} lost, less than {MARGIN} (one-sided paired t)"
     seeds = sorted(set(low.index) & set(high.index))
     if len(seeds) < _LEAST_SEEDS:
         return untested(claim, statistic, f"it takes {_LEAST_SEEDS} seeds of both")
     lost = (high[seeds] - low[seeds]).to_numpy(np.float64)
-    least = _scores(runs, 1, task)
+    least = _scores(runs, 1, task, score=score)
     worst = (high - least).reindex(seeds).to_numpy(np.float64)
     if not (worst > MARGIN).all():  # NaN where r = 1 was not trained
         return untested(
@@ -101,7 +108,9 @@ def _spread_over_types(runs: Runs) -> Evidence:
     )
 
 
-def _scores(runs: Runs, rank: int, task: str, targets: str = "q,v") -> pd.Series[float]:
+def _scores(
+    runs: Runs, rank: int, task: str, targets: str = "q,v", score: str = SCORE
+) -> pd.Series[float]:
     """Return the score of every seed of one condition."""
     rows = runs.adapters(task, targets)
-    return rows[rows["rank"] == rank].set_index("seed")[SCORE]
+    return rows[rows["rank"] == rank].set_index("seed")[score]
