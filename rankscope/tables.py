@@ -60,7 +60,8 @@ def as_text(table: pd.DataFrame, width: int | None = None) -> str:
     """Return aligned text: numbers to the right, words to the left.
 
     Undefined cells are a dash, control characters are replaced. A table that is wider than
-    `width` characters is cut between columns, and each part begins with the first column.
+    `width` characters is cut between columns, and each part begins with the columns of words
+    that the table begins with, or the first of them where they leave no room.
 
     Examples
     --------
@@ -70,43 +71,56 @@ def as_text(table: pd.DataFrame, width: int | None = None) -> str:
     embed  0.125
     """
     columns = [_column(table, name) for name in table.columns]
+    numbers = [pd.api.types.is_numeric_dtype(table[name]) for name in table.columns]
+    words = numbers.index(True) if True in numbers else len(numbers)
+    if width is not None and sum(len(column[0]) + 2 for column in columns[:words]) > width / 2:
+        words = 1
     return "\n\n".join(
         "\n".join("  ".join(row).rstrip() for row in zip(*part, strict=True))
-        for part in _parts(columns, width)
+        for part in _parts(columns, max(words, 1), width)
     )
 
 
 def _column(table: pd.DataFrame, name: str) -> list[str]:
-    tiny = "<1e-300" if name in _PROBABILITIES else None  # 0 is what is too small for a float
-    cells = [str(name), *(tiny if tiny and c == 0 else _cell(c) for c in table[name])]
+    cells = [str(name), *_cells(table, name)]
     width = max(map(len, cells))
     number = pd.api.types.is_numeric_dtype(table[name])
     return [c.rjust(width) if number else c.ljust(width) for c in cells]
 
 
-def _parts(columns: list[list[str]], width: int | None) -> Iterator[list[list[str]]]:
+def _cells(table: pd.DataFrame, name: str) -> list[str]:
+    tiny = "<1e-300" if name in _PROBABILITIES else None  # 0 is what is too small for a float
+    return [tiny if tiny and cell == 0 else _cell(cell) for cell in table[name]]
+
+
+def _parts(columns: list[list[str]], shared: int, width: int | None) -> Iterator[list[list[str]]]:
     """Yield the columns in groups that fit; at least one beside the first, which all share."""
-    part: list[list[str]] = columns[:1]
-    for column in columns[1:]:
+    part: list[list[str]] = columns[:shared]
+    for column in columns[shared:]:
         together = sum(len(one[0]) + 2 for one in [*part, column]) - 2
-        if width is not None and together > width and len(part) > 1:
+        if width is not None and together > width and len(part) > shared:
             yield part
-            part = columns[:1]
+            part = columns[:shared]
         part = [*part, column]
     yield part
+
+
+def _rows(table: pd.DataFrame) -> Iterator[tuple[str, ...]]:
+    return zip(*(_cells(table, name) for name in table.columns), strict=True)
 
 
 def as_markdown(table: pd.DataFrame) -> str:
     """Return a Markdown table."""
     rows = [list(map(str, table.columns)), ["---"] * len(table.columns)]
-    rows += [[_cell(c) for c in row] for row in table.itertuples(index=False)]
+    rows += map(list, _rows(table))
     lines = (" | ".join(c.replace("|", "\\|") for c in row) for row in rows)
     return "".join(f"| {line} |\n" for line in lines)
 
 
 def as_latex(table: pd.DataFrame) -> str:
     """Return a LaTeX table with booktabs rules."""
-    escaped = table.map(lambda c: _latex(_cell(c))).rename(columns=_latex)
+    cells = [[_latex(cell) for cell in row] for row in _rows(table)]
+    escaped = pd.DataFrame(cells, columns=[_latex(str(name)) for name in table.columns])
     text: str = escaped.style.hide(axis="index").to_latex(hrules=True)
     return text
 
@@ -130,8 +144,7 @@ def as_html(table: pd.DataFrame, most: int = 200) -> str:
         _NUMBER if pd.api.types.is_numeric_dtype(table[name]) else _WORD for name in table.columns
     ]
     head = _html_row("th", map(str, table.columns), styles)
-    rows = table.head(most).itertuples(index=False, name=None)
-    body = "".join(_html_row("td", map(_cell, row), styles) for row in rows)
+    body = "".join(_html_row("td", row, styles) for row in _rows(table.head(most)))
     more = f"<p>… and {len(table) - most} more rows</p>" if len(table) > most else ""
     return (
         '<div style="max-height:28em;overflow:auto"><table>'
@@ -210,6 +223,7 @@ def _latex(text: str) -> str:
         "–": "--",
         "…": r"\dots{}",
         "±": r"$\pm$",
+        "<": r"\textless{}",
         **{c: f"\\{c}" for c in "_&%$#{}"},
     }
     return "".join(escapes.get(c, c) for c in text)

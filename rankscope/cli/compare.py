@@ -69,7 +69,7 @@ def command(
     verbose: bool,
     look: dict[str, str],
 ) -> None:
-    """Compare many sources, every pair of them, and what all of them share.
+    """Compare many sources, every pair of them, and what they share.
 
     Example: rankscope compare r8=data/sql-r8-seed0 r64=data/sql-r64-seed0 data/sql-r8-seed1
     """

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rankscope.cli.group import PARTLY_DONE
-from rankscope.errors import printable
+from rankscope.errors import RankscopeError, printable
 
 if TYPE_CHECKING:
     from rankscope.results import Result
@@ -76,11 +76,17 @@ def deliver(
 ) -> None:
     """Write the files, print the table or the JSON object, report notes, and exit.
 
-    Exits with 3 where some updates could not be measured.
+    Exits with 3 where some updates could not be measured. What cannot be written is printed all
+    the same, and the error comes last.
     """
     from rankscope.results import save_all
 
-    written = save_all(result, outputs, look)
+    written: list[str] = []
+    unwritten = None
+    try:
+        written = save_all(result, outputs, look)
+    except RankscopeError as error:
+        unwritten = error
     if as_json:
         click.echo(json.dumps(result.to_dict(), allow_nan=False))
     elif not quiet:
@@ -94,6 +100,8 @@ def deliver(
     for failure in result.failures:
         parts = (f"  {part}: {failure[part]}" for part in ("where", "expected", "got", "fix"))
         click.echo("\n".join([f"Error: {failure['module']}: {failure['what']}", *parts]), err=True)
+    if unwritten is not None:
+        raise unwritten
     if result.failures:
         sys.exit(PARTLY_DONE)
 

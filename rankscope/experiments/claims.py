@@ -81,9 +81,9 @@ def claims(runs: Runs) -> pd.DataFrame:
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the columns of a claims table that are printed, `held` in words."""
+    """Return the columns of a claims table that are printed, `held` in words and by what rule."""
     words = [_WORDS.get(held, "not tested") for held in table.held]
-    columns = ["claim", "value", "control", "chance", "p", "p_adjusted", "n"]
+    columns = ["claim", "value", "control", "chance", "p", "p_adjusted", "n", "rule"]
     return table[columns].assign(held=words)
 
 

@@ -196,7 +196,8 @@ def kernel_of(updates: UpdateSet, site: Site) -> tuple[int, ...]:
         shape = recipe.tuned.store.tensors[recipe.tuned.parts[recipe.name].name].shape
     else:
         shape = _shape_in_base(updates, site)
-        if not shape and _is_convolution(recipe):
+        # The factors of early PEFT's fused projections have three sides as well.
+        if not shape and _is_convolution(recipe) and updates.format != "peft-merged-linear":
             raise _refused(
                 updates,
                 "matrices, a convolution's two LoRA factors, or the base that tells its kernel",

@@ -332,5 +332,6 @@ def _caption(squares: Squares, measure: str) -> str:
     return (
         f"Means over the modules that two of the {number} sources share, in the order of the "
         f"tree: average linkage of {in_words(measure)}, mean of the sides. Containment: the row's "
-        "energy in the column's span. Shared directions: common to the sources beyond chance."
+        "energy in the column's span. Shared directions: common to more of the "
+        "sources than chance allows."
     )

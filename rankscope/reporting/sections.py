@@ -133,7 +133,7 @@ def _compare(findings: Sequence[Finding], where: Directory) -> Iterator[Part]:
         tables = [pairs]
         if len(shared):
             columns = ("sources", "directions", "interference")
-            title = "What all sources share: median and range over the modules"
+            title = "What the sources share: median and range over the modules"
             tables.append(by_kind(shared, "compare", columns, title, "side"))
         yield Part("", tables, _figures(one))
         full = table.drop(columns=["layer", "expert", "rank_a", "rank_b"], errors="ignore")

@@ -93,7 +93,11 @@ class CompareResult(Result):
 
     def folded(self) -> dict[str, pd.DataFrame]:
         """Return what all sources share, the groups and the steps, where there are any."""
-        tables = {"shared by all": self.shared, "groups": self.groups, "series": self.series}
+        tables = {
+            "shared by more than chance allows": self.shared,
+            "groups": self.groups,
+            "series": self.series,
+        }
         return {name: table for name, table in tables.items() if len(table)} | super().folded()
 
     def to_latex(self) -> str:
