@@ -123,3 +123,12 @@ def test_replicated_layers_have_no_weight_in_the_base(tmp_path, rng):
     with pytest.raises(SourceError, match="replicated stack"):
         updates.weight("model.layers.2.q")
     assert rs.rank(updates).table.relative_norm.isna().all()
+
+
+def test_one_source_that_cannot_be_read_costs_no_other(data, tmp_path):
+    nothing = tmp_path / "nothing"
+    result = rs.info(data / "base", nothing, data / "sql-r8-seed0")
+    assert result.table.format.tolist() == ["checkpoint", "peft"]
+    assert [failure["module"] for failure in result.failures] == [str(nothing)]
+    with pytest.raises(SourceError, match="cannot open"):
+        rs.info(nothing, nothing)

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from os import PathLike
 from typing import Any, TypeVar
 
 import pandas as pd
 
-from rankscope.errors import BaseNeededError, printable
+from rankscope.errors import BaseNeededError, RankscopeError, printable
 from rankscope.io.roles import role_of
 from rankscope.io.sources import Opened, Source, open_source, open_updates, open_weights
 from rankscope.io.updateset import UpdateSet
@@ -67,7 +68,7 @@ def info(
     Raises
     ------
     SourceError, AdapterError
-        If a source cannot be read.
+        If no source can be read; one of several that cannot is among the failures.
 
     Examples
     --------
@@ -78,8 +79,16 @@ def info(
     [['peft', 1, 2, 2.0]]
     """
     opened_base = None if base is None else open_source(base, allow_pickle=allow_pickle)
-    opened = [open_source(source, allow_pickle=allow_pickle) for source in sources]
-    read = [_read(one, opened_base, alpha, split) for one in opened]
+    read, errors = [], {}
+    for source in sources:
+        try:
+            one = open_source(source, allow_pickle=allow_pickle)
+            read.append(_read(one, opened_base, alpha, split))
+        except RankscopeError as error:
+            name = source if isinstance(source, str | PathLike) else type(source).__name__
+            errors[str(name)] = error
+    if errors and not read:
+        raise next(iter(errors.values()))
     inputs = [record for one in read for record in one.updates.inputs]
     return InfoResult(
         table=pd.DataFrame([_row(one) for one in read]),
@@ -87,6 +96,7 @@ def info(
             "info", {"sources": inputs}, {"alpha": alpha, "split": split}, "cpu"
         ),
         notes=tuple(note for one in read for note in _notes(one)),
+        failures=tuple({"module": name, **error.parts()} for name, error in errors.items()),
         modules=_listed(_modules, read) if modules else None,
         tensors=_listed(_tensors, read) if tensors else None,
         metadata={one.opened.label: _metadata(one) for one in read} if metadata else None,
