@@ -88,8 +88,12 @@ def draw(out: str | Path) -> pd.DataFrame:
     found = claims(runs)
     write_json(out / "claims.json", as_json(found))
     made = {**TABLES, **LONG} if begun(out).design == "full" else dict(TABLES)
-    for name, (make, _) in made.items():
-        _write_table(out, name, make(runs))
+    listed = {}
+    for name, (make, about) in made.items():
+        table = make(runs)
+        _write_table(out, name, table)
+        if len(table):  # a small design leaves some without a row
+            listed[name] = about
     for name in PUBLISHED:
         _write_table(out, f"published/{name}", published(name))
     for name, picture in FIGURES.items():
@@ -97,7 +101,7 @@ def draw(out: str | Path) -> pd.DataFrame:
         _write_table(out, name, drawn.table)
         with replacing(out / "figures" / f"{name}.svg") as temporary:
             temporary.write_bytes(figure_bytes(drawn.figure))
-    _write_readme(out, shown(found), {name: about for name, (_, about) in made.items()})
+    _write_readme(out, shown(found), listed)
     return found
 
 
