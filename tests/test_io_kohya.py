@@ -603,8 +603,8 @@ def test_butterfly_by_its_permutations(opened, rng):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q", (0, "q")),
-        ("lora_unet_up_blocks_1_attentions_2_transformer_blocks_0_attn2_to_out_0", (1, "o")),
+        ("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q", (None, "q")),
+        ("lora_unet_up_blocks_1_attentions_2_transformer_blocks_0_attn2_to_out_0", (None, "o")),
         ("lora_te1_text_model_encoder_layers_11_self_attn_k_proj", (11, "k")),
         ("lora_te_text_model_encoder_layers_3_self_attn_out_proj", (3, "o")),
         ("lora_te2_text_model_encoder_layers_3_mlp_fc1", (3, "up")),

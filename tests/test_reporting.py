@@ -380,3 +380,9 @@ def test_a_large_model_fits_into_three_megabytes(tmp_path, rng):
     page = Page(text)
     assert len([a for _, a in page.all("details") if a.get("class") == "module"]) == 224
     assert len([a for _, a in page.all("details") if a.get("class") == "group"]) == 32
+
+
+def test_a_figures_suffix_is_refused_before_the_work(pair):
+    wrong = CliRunner().invoke(cli, ["report", str(pair[0]), "-o", "x.pdf"])
+    assert wrong.exit_code == 1
+    assert ".html" in wrong.output

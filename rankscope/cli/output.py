@@ -25,7 +25,9 @@ _NOTES = 3
 NO_LOOK: Mapping[str, str] = MappingProxyType({})
 
 
-def check_outputs(outputs: Iterable[str], look: Mapping[str, str] = NO_LOOK) -> None:
+def check_outputs(
+    outputs: Iterable[str], look: Mapping[str, str] = NO_LOOK, *, figures: bool = True
+) -> None:
     """Refuse an unknown suffix, and a place that is taken, before the work and not after it."""
     from rankscope.results import (
         FIGURE_SUFFIXES,
@@ -36,9 +38,10 @@ def check_outputs(outputs: Iterable[str], look: Mapping[str, str] = NO_LOOK) -> 
     )
 
     outputs = list(outputs)
+    allowed = TABLE_SUFFIXES + FIGURE_SUFFIXES * figures + REPORT_SUFFIXES
     for output in outputs:
-        if Path(output).suffix.lower() not in TABLE_SUFFIXES + FIGURE_SUFFIXES + REPORT_SUFFIXES:
-            raise unknown_suffix(Path(output))
+        if Path(output).suffix.lower() not in allowed:
+            raise unknown_suffix(Path(output), allowed)
     if look and not any(Path(output).suffix.lower() in FIGURE_SUFFIXES for output in outputs):
         given = ", ".join(f"--{name}" for name in look)
         raise click.UsageError(f"{given}: for figures; add -o FILE.svg, .pdf or .png")
@@ -54,7 +57,9 @@ def check_adapter_outputs(outputs: Iterable[str]) -> None:
         if is_folder(output):
             check_empty(output)
         elif Path(output).suffix.lower() not in TABLE_SUFFIXES + REPORT_SUFFIXES:
-            raise unknown_suffix(Path(output), TABLE_SUFFIXES + REPORT_SUFFIXES)
+            raise unknown_suffix(
+                Path(output), TABLE_SUFFIXES + REPORT_SUFFIXES, or_else="a folder for an adapter"
+            )
 
 
 def set_threads(threads: int | None) -> None:

@@ -67,7 +67,7 @@ def command(
     """
     if not (outputs or as_json):
         raise click.UsageError("say where to write: -o report.html")
-    check_outputs(outputs)
+    check_outputs(outputs, figures=False)
     engine.begin()
     from rankscope.analysis.info import info
     from rankscope.reporting import measure

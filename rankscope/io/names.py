@@ -92,14 +92,23 @@ def kind_of(module: str) -> str:
     return "other"
 
 
+_UNET = re.compile(
+    r"(?:^|[._])(?:(?:down|up)_blocks|mid_block|(?:input|output)_blocks|middle_block)[._]"
+)
+
+
 def layer_of(module: str) -> int | None:
     """Return the number of the block that holds a module, counted from 0; None outside.
+
+    None in a U-Net too: the blocks of its ways down and up are counted apart.
 
     Examples
     --------
     >>> layer_of("model.layers.12.self_attn.q_proj"), layer_of("lm_head"), layer_of("007")
     (12, None, None)
     """
+    if _UNET.search(module):
+        return None
     flat = _is_flat(_SLICE.sub("", module))
     match = re.search(r"_([0-9]{1,9})_" if flat else r"(?<!\bexperts)\.([0-9]{1,9})\.", module)
     return int(match[1]) if match else None

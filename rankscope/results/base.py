@@ -219,13 +219,15 @@ def drawn(
 
 
 def unknown_suffix(
-    path: Path, suffixes: tuple[str, ...] = TABLE_SUFFIXES + FIGURE_SUFFIXES + REPORT_SUFFIXES
+    path: Path,
+    suffixes: tuple[str, ...] = TABLE_SUFFIXES + FIGURE_SUFFIXES + REPORT_SUFFIXES,
+    or_else: str = "",
 ) -> OutputError:
-    """Return the error for a suffix that no writer serves."""
+    """Return the error for a suffix that no writer serves; `or_else` says what else would do."""
     return OutputError(
         "this kind of output is not known",
         where=str(path),
-        expected=f"one of {' '.join(suffixes)}",
+        expected=f"one of {' '.join(suffixes)}" + (f", or {or_else}" if or_else else ""),
         got=path.suffix or "no suffix",
         fix="choose the form by the file's suffix",
     )
