@@ -1,0 +1,137 @@
+"""Updates added to their base weights, tensor by tensor as the base stores them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from itertools import accumulate
+from typing import final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from rankscope.errors import SourceError
+from rankscope.io.containers.aligned import Aligned
+from rankscope.io.containers.lens import Lens, Part
+from rankscope.io.names import bare_name
+from rankscope.io.tensors import TensorStore
+from rankscope.io.updateset import UpdateSet
+
+__all__ = ["added"]
+
+
+def added(updates: UpdateSet, left: UpdateSet) -> dict[str, Tensor]:
+    """Return every weight that some updates change, with what is left of them added to it.
+
+    Each is as the base stores it: under its name there, in its orientation, shape and dtype.
+    (Full checkpoints say the names, where theirs are others; PEFT's wrappers add nothing to
+    them.) A fused projection or a stack of experts is one tensor; its parts that nothing
+    updates stay as they are.
+
+    Parameters
+    ----------
+    updates : UpdateSet
+        As they were opened, with their base.
+    left : UpdateSet
+        What is to be added, of some or all of the same modules.
+
+    Raises
+    ------
+    SourceError
+        If there is no base, it lacks a weight, or two updates change one.
+
+    Examples
+    --------
+    >>> from rankscope.io.sources import open_updates
+    >>> lora = {"h.0.c_attn.lora_A.weight": torch.ones(1, 1),
+    ...         "h.0.c_attn.lora_B.weight": torch.tensor([[1.0], [2.0], [3.0]])}
+    >>> base = {"h.0.c_attn.weight": torch.zeros(1, 3)}  # (in, out), as GPT-2 has it
+    >>> updates = open_updates(lora, base, alpha=1)
+    >>> updates.names
+    ['h.0.c_attn.k', 'h.0.c_attn.q', 'h.0.c_attn.v']
+    >>> added(updates, updates)
+    {'h.0.c_attn.weight': tensor([[1., 2., 3.]])}
+    """
+    places = None if updates.base is None else _Places(updates.base)
+    # What the base holds is looked up, be the update itself a difference of two checkpoints.
+    sites = tuple(replace(updates.site(one.module), recipe=one.recipe) for one in left.sites)
+    numbered = replace(updates, base=places, sites=sites)
+    found: dict[str, Tensor] = {}
+    changed = Counter[str]()
+    for module, update in numbered.items():
+        positions, matrix = numbered.weight(module), update.dense()
+        assert places is not None  # weight() has read it
+        for name, inside, at in places.told(positions):
+            if name not in found:
+                found[name] = places.copied(name)
+            whole = found[name]
+            changed[name] += len(at)
+            _check_once(changed[name], whole, module, places.label)
+            flat = whole.view(-1)
+            flat[at] = (flat[at].double() + matrix[inside]).to(whole.dtype)
+    return {bare_name(name): whole for name, whole in found.items()}
+
+
+@final
+class _Places(Lens):
+    """A base that shows where each number is stored instead of the number itself.
+
+    Whatever is read through it, turned, cut or joined, tells where its numbers belong.
+    """
+
+    def __init__(self, base: TensorStore) -> None:
+        aligned = base if isinstance(base, Aligned) else None
+        super().__init__(base if aligned is None else aligned.store)
+        self._aligned = aligned
+        counts = [info.parameters for info in self.store.tensors.values()]
+        # One after the other, so that a position also says in which tensor it is.
+        self._starts = dict(zip(self.store.tensors, accumulate(counts, initial=0), strict=False))
+        self._asked: list[str] = []
+
+    @cached_property
+    @override
+    def parts(self) -> Mapping[str, Part]:
+        if self._aligned is not None:
+            return self._aligned.parts
+        return {name: Part(name) for name in self.store.tensors}
+
+    @override
+    def read(self, name: str) -> Tensor:
+        self._asked.append(name)
+        start, stop = self._range(name)
+        part = self.parts[name]
+        return part.cut(torch.arange(start, stop).view(self.store.tensors[part.name].shape))
+
+    def told(self, positions: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Yield which tensors a weight just read lies in, which of its numbers, and where."""
+        asked, self._asked = dict.fromkeys(self._asked), []
+        for name in asked:
+            start, stop = self._range(name)
+            inside = (positions >= start) & (positions < stop)
+            if inside.any():
+                yield name, inside, positions[inside] - start
+
+    def copied(self, name: str) -> Tensor:
+        """Return a tensor as it is stored, to be changed."""
+        stored = self.store.read(self.parts[name].name)
+        return stored.clone(memory_format=torch.contiguous_format)
+
+    def _range(self, name: str) -> tuple[int, int]:
+        stored = self.parts[name].name
+        start = self._starts[stored]
+        return start, start + self.store.tensors[stored].parameters
+
+
+def _check_once(count: int, whole: Tensor, module: str, label: str) -> None:
+    """Raise where more numbers are changed than there are, as of a head tied to its embedding."""
+    if count > whole.numel():
+        raise SourceError(
+            "two updates change one stored weight",
+            where=f"{label}, {module}",
+            expected="a weight of its own for every update",
+            got="a weight that the base stores once for two modules",
+            fix="leave one of them out with select(), or give a base that stores both",
+        )
