@@ -332,6 +332,32 @@ def test_parts_that_nothing_updates_stay(rng):
     assert_close(weight, expected)
 
 
+@pytest.mark.parametrize("split", ["auto", "heads"])
+def test_slices_that_are_left_are_parts_of_what_is_left(split, rng, tmp_path):
+    told = {"model_type": "gpt2", "n_embd": 16, "n_head": 4}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    base = {"h.0.attn.c_attn.weight": gaussian(16, 48, rng=rng).float()}
+    base |= {"h.0.attn.c_proj.weight": gaussian(16, 16, rng=rng).float()}
+    torch.save(base, tmp_path / "model.pt")
+    modules = {"h.0.attn.c_attn": 48, "h.0.attn.c_proj": 16}
+    tensors = {}
+    for module, out in modules.items():
+        tensors |= peft_tensors([module], 4, rng, out=out, in_=16)
+    updates = open_updates(tensors, tmp_path / "model.pt", alpha=4, split=split)
+    result = truncate(updates, k=1)
+    result.updates.save(tmp_path / "left")
+    again = open_updates(tmp_path / "left", split="none")
+    assert again.names == list(modules)
+    weights = result.weights()
+    for module in modules:
+        name = f"{module}.weight"
+        assert_close(
+            base[name] + again[module].dense().T.float(), weights[name], atol=1e-5, rtol=0
+        )
+    for name in result.updates.names:
+        assert_close(result.updates.weight(name), updates.weight(name))
+
+
 def test_fused_here_and_apart_in_the_base(rng):
     base = {f"{LAYER}.{part}_proj.weight": gaussian(8, 8, rng=rng) for part in "qkv"}
     fused = peft_tensors([f"{LAYER}.qkv_proj"], 2, rng, out=24, in_=8)

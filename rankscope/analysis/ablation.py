@@ -21,10 +21,10 @@ from rankscope.analysis.sharing import Sharing, vectors
 from rankscope.errors import UpdateError
 from rankscope.io.adapters.family import factored_site
 from rankscope.io.added import added
-from rankscope.io.fused import split_alike
+from rankscope.io.fused import rejoined, split_alike
 from rankscope.io.sources import Source
 from rankscope.io.tensors import StateDict
-from rankscope.io.updateset import UpdateSet
+from rankscope.io.updateset import Site, UpdateSet
 from rankscope.linalg.chance import random_subspace
 from rankscope.measures.intruders import closeness
 from rankscope.results import Result, provenance
@@ -59,8 +59,6 @@ class TruncateResult(Result):
     ----------
     updates : UpdateSet
         What is left of each update, in memory.
-    before : UpdateSet
-        The updates as they were.
     score : float, mapping or None
         What `evaluate` returned.
     """
@@ -69,7 +67,6 @@ class TruncateResult(Result):
     hidden: ClassVar[tuple[str, ...]] = ("layer",)
 
     updates: UpdateSet = field(kw_only=True)
-    before: UpdateSet = field(kw_only=True)
     score: Score | None = None
 
     def weights(self) -> Weights:
@@ -84,7 +81,7 @@ class TruncateResult(Result):
         """
         if self.failures:
             raise _unknown(self.failures)
-        return added(self.before, self.updates)
+        return added(self.updates)
 
     def extra(self) -> dict[str, Any]:
         """Return the score."""
@@ -228,7 +225,6 @@ def truncate(
         notes=(*updates.notes, *(sharing.notes() if sharing else ())),
         failures=tuple(failures),
         updates=_as_set(updates, {row["module"]: update for row, update in found}),
-        before=updates,
     )
     return result if evaluate is None else replace(result, score=evaluate(result.weights()))
 
@@ -299,14 +295,15 @@ def _as_set(updates: UpdateSet, left: Mapping[str, Update]) -> UpdateSet:
     for name, (up, down) in factors.items():
         tensors |= {f"{name}.lora_B.weight": up, f"{name}.lora_A.weight": down}
     store = StateDict(tensors, updates.source)
-    sites = tuple(
-        replace(
-            factored_site(store, name, f"{name}.lora_B.weight", f"{name}.lora_A.weight", 1.0),
-            row_order=updates.site(name).row_order,
-        )
-        for name in factors
-    )
-    return replace(updates, format="peft", sites=sites, unread=(), alpha=None)
+    sites = rejoined(_site(store, updates.site(name)) for name in factors)
+    return replace(updates, format="peft", sites=tuple(sites), unread=(), alpha=None)
+
+
+def _site(store: StateDict, site: Site) -> Site:
+    """Return the site of what is left of an update, which lies where that did."""
+    name = site.module
+    left = factored_site(store, name, f"{name}.lora_B.weight", f"{name}.lora_A.weight", 1.0)
+    return replace(left, row_order=site.row_order, whole=site.whole, block=site.block)
 
 
 def _factors(update: Update) -> tuple[Tensor, Tensor]:

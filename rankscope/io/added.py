@@ -16,15 +16,17 @@ from typing_extensions import override
 from rankscope.errors import SourceError
 from rankscope.io.containers.aligned import Aligned
 from rankscope.io.containers.lens import Lens, Part
+from rankscope.io.containers.sliced import Block
 from rankscope.io.names import bare_name
+from rankscope.io.recipes import Cut
 from rankscope.io.tensors import TensorStore
-from rankscope.io.updateset import UpdateSet
+from rankscope.io.updateset import Site, UpdateSet
 
 __all__ = ["added"]
 
 
-def added(updates: UpdateSet, left: UpdateSet) -> dict[str, Tensor]:
-    """Return every weight that some updates change, with what is left of them added to it.
+def added(updates: UpdateSet) -> dict[str, Tensor]:
+    """Return every weight that some updates change, with them added to it.
 
     Each is as the base stores it: under its name there, in its orientation, shape and dtype.
     (Full checkpoints say the names, where theirs are others; PEFT's wrappers add nothing to
@@ -34,9 +36,7 @@ def added(updates: UpdateSet, left: UpdateSet) -> dict[str, Tensor]:
     Parameters
     ----------
     updates : UpdateSet
-        As they were opened, with their base.
-    left : UpdateSet
-        What is to be added, of some or all of the same modules.
+        With their base.
 
     Raises
     ------
@@ -52,13 +52,11 @@ def added(updates: UpdateSet, left: UpdateSet) -> dict[str, Tensor]:
     >>> updates = open_updates(lora, base, alpha=1)
     >>> updates.names
     ['h.0.c_attn.k', 'h.0.c_attn.q', 'h.0.c_attn.v']
-    >>> added(updates, updates)
+    >>> added(updates)
     {'h.0.c_attn.weight': tensor([[1., 2., 3.]])}
     """
     places = None if updates.base is None else _Places(updates.base)
-    # What the base holds is looked up, be the update itself a difference of two checkpoints.
-    sites = tuple(replace(updates.site(one.module), recipe=one.recipe) for one in left.sites)
-    numbered = replace(updates, base=places, sites=sites)
+    numbered = replace(updates, base=places, sites=tuple(map(_looked_up, updates.sites)))
     found: dict[str, Tensor] = {}
     changed = Counter[str]()
     for module, update in numbered.items():
@@ -73,6 +71,11 @@ def added(updates: UpdateSet, left: UpdateSet) -> dict[str, Tensor]:
             flat = whole.view(-1)
             flat[at] = (flat[at].double() + matrix[inside]).to(whole.dtype)
     return {bare_name(name): whole for name, whole in found.items()}
+
+
+def _looked_up(site: Site) -> Site:
+    """Return a site whose W is looked up in the base, be it a difference of two checkpoints."""
+    return replace(site, recipe=Cut(site.recipe, Block(1, 0, site.shape[0])))
 
 
 @final
@@ -90,6 +93,7 @@ class _Places(Lens):
         # One after the other, so that a position also says in which tensor it is.
         self._starts = dict(zip(self.store.tensors, accumulate(counts, initial=0), strict=False))
         self._asked: list[str] = []
+        self._last = ("", torch.empty(0))
 
     @cached_property
     @override
@@ -103,7 +107,10 @@ class _Places(Lens):
         self._asked.append(name)
         start, stop = self._range(name)
         part = self.parts[name]
-        return part.cut(torch.arange(start, stop).view(self.store.tensors[part.name].shape))
+        if self._last[0] != part.name:  # experts of one stack come one after the other
+            shape = self.store.tensors[part.name].shape
+            self._last = (part.name, torch.arange(start, stop).view(shape))
+        return part.cut(self._last[1])
 
     def told(self, positions: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Yield which tensors a weight just read lies in, which of its numbers, and where."""
