@@ -322,6 +322,18 @@ def test_names_are_those_of_the_checkpoint(rng):
     assert_close(truncate(tuned, base=base, k=1).weights(), tuned)
 
 
+def test_names_of_another_library_are_not_handed_on(rng):
+    base = {f"{LAYER}.v_proj.weight": gaussian(16, 16, rng=rng)}
+    down, up = gaussian(2, 16, rng=rng), gaussian(16, 2, rng=rng)
+    kohya = f"lora_te1_{LAYER.replace('.', '_')}_v_proj"
+    for tensors in (
+        {f"{kohya}.lora_down.weight": down, f"{kohya}.lora_up.weight": up},
+        {"layers.0.attn.v_proj.lora_a.weight": down, "layers.0.attn.v_proj.lora_b.weight": up},
+    ):
+        weights = truncate(open_updates(tensors, base, alpha=2), k=2).weights()
+        assert_close(weights, {name: weight + up @ down for name, weight in base.items()})
+
+
 def test_parts_that_nothing_updates_stay(rng):
     base = gpt2(rng)
     tuned = {name: tensor + gaussian(*tensor.shape, rng=rng) for name, tensor in base.items()}
@@ -389,14 +401,14 @@ def test_a_weight_of_two_modules_is_not_changed_twice(rng, tmp_path):
     torch.save({"model.embed_tokens.weight": gaussian(12, 8, rng=rng)}, tmp_path / "model.pt")
     tensors = peft_tensors(["lm_head", "model.embed_tokens"], 2, rng)
     updates = open_updates(tensors, tmp_path / "model.pt", alpha=2)
-    assert list(truncate(updates.only("lm_head"), k=2).weights()) == ["model.embed_tokens.weight"]
+    assert list(truncate(updates.only("lm_head"), k=2).weights()) == ["lm_head.weight"]
     with pytest.raises(SourceError, match="change one stored weight"):
         truncate(updates, k=2, evaluate=len)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("live", [False, True])
-def test_a_gpt2_takes_them_as_peft_merges_them(live, tmp_path):
+@pytest.mark.parametrize("kind", ["live", "names of the model", "names of the hub"])
+def test_a_gpt2_takes_them_as_peft_merges_them(kind, tmp_path):
     peft, transformers = map(pytest.importorskip, ("peft", "transformers"))
     config = transformers.GPT2Config(n_embd=WIDTH, n_head=2, n_layer=2, vocab_size=11)
     torch.manual_seed(0)
@@ -408,7 +420,12 @@ def test_a_gpt2_takes_them_as_peft_merges_them(live, tmp_path):
     )
     tuned = peft.get_peft_model(model, adapter)
     tuned.save_pretrained(tmp_path)
-    source, base = (tuned, None) if live else (tmp_path, plain)
+    hub = {name.removeprefix("transformer."): tensor for name, tensor in plain.items()}
+    source, base = {
+        "live": (tuned, None),
+        "names of the model": (tmp_path, plain),
+        "names of the hub": (tmp_path, hub),
+    }[kind]
     weights = truncate(source, base=base, k=3).weights()
     merged = tuned.merge_and_unload().state_dict()
     fresh = transformers.GPT2LMHeadModel(config)

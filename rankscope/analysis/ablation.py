@@ -169,12 +169,13 @@ def truncate(
         A seed: in place of the chosen part of ΔW, one with the same singular values along
         random directions is kept, or removed.
     evaluate : callable, optional
-        Gets W + ΔW' of all modules, each tensor as the base stores it: under its name there
-        (of a full checkpoint under the checkpoint's), in its orientation, shape and dtype, a
-        fused projection or a stack of experts whole. Returns a number, or several by name, such
-        as a loss. ``model.load_state_dict(weights, strict=False)`` takes them where the model's
-        names are these, and its ``unexpected_keys`` are those that are not. It is not called
-        where a module failed, as W alone would stand for what is not known.
+        Gets W + ΔW' of all modules as ``module.weight``, each in the orientation, shape and
+        dtype in which the base stores it, a fused projection or a stack of experts whole. What
+        the base has in one tensor with others, or apart, and what the source calls by another
+        library's names, has the base's. Returns a number, or several by name, such as a loss.
+        ``model.load_state_dict(weights, strict=False)`` takes them where the model's names are
+        these; those that are not it returns as ``unexpected_keys``. It is not called where a
+        module failed, as W alone would stand for what is not known.
     alpha : float, optional
         LoRA's alpha, for files that do not say it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -19,6 +20,7 @@ from rankscope.io.containers.lens import Lens, Part
 from rankscope.io.containers.sliced import Block
 from rankscope.io.names import bare_name
 from rankscope.io.recipes import Cut
+from rankscope.io.renames import spell
 from rankscope.io.tensors import TensorStore
 from rankscope.io.updateset import Site, UpdateSet
 
@@ -28,10 +30,11 @@ __all__ = ["added"]
 def added(updates: UpdateSet) -> dict[str, Tensor]:
     """Return every weight that some updates change, with them added to it.
 
-    Each is as the base stores it: under its name there, in its orientation, shape and dtype.
-    (Full checkpoints say the names, where theirs are others; PEFT's wrappers add nothing to
-    them.) A fused projection or a stack of experts is one tensor; its parts that nothing
-    updates stay as they are.
+    Each has the orientation, shape and dtype in which the base stores it, and the name
+    ``module.weight``. Where the base stores it otherwise, in one tensor with others or in
+    several, and where the module's name is another library's, its name is the base's. A fused
+    projection or a stack of experts is one tensor; its parts that nothing updates stay as they
+    are.
 
     Parameters
     ----------
@@ -58,19 +61,32 @@ def added(updates: UpdateSet) -> dict[str, Tensor]:
     places = None if updates.base is None else _Places(updates.base)
     numbered = replace(updates, base=places, sites=tuple(map(_looked_up, updates.sites)))
     found: dict[str, Tensor] = {}
+    names: dict[str, str] = {}
     changed = Counter[str]()
-    for module, update in numbered.items():
-        positions, matrix = numbered.weight(module), update.dense()
+    for site in numbered.sites:
+        positions, matrix = numbered.weight(site.module), site.recipe.build().dense()
         assert places is not None  # weight() has read it
-        for name, inside, at in places.told(positions):
-            if name not in found:
-                found[name] = places.copied(name)
-            whole = found[name]
-            changed[name] += len(at)
-            _check_once(changed[name], whole, module, places.label)
+        for stored, inside, at in places.told(positions):
+            if stored not in found:
+                found[stored] = places.copied(stored)
+            whole = found[stored]
+            names.setdefault(stored, _named(site, stored, whole.numel()))
+            changed[stored] += len(at)
+            _check_once(changed[stored], whole, site.module, places.label)
             flat = whole.view(-1)
             flat[at] = (flat[at].double() + matrix[inside]).to(whole.dtype)
-    return {bare_name(name): whole for name, whole in found.items()}
+    return {names[stored]: whole for stored, whole in found.items()}
+
+
+def _named(site: Site, stored: str, count: int) -> str:
+    """Return the name of a stored weight of `count` numbers that a module or its whole is."""
+    while site.whole is not None:
+        site = site.whole
+    spelling = spell(site.module)
+    alone = stored.endswith(".weight") and math.prod(site.shape) == count
+    # PEFT has its names from the live model; those of files for other programs name no tensor.
+    models = not spelling.is_flat and not spelling.scheme
+    return f"{site.module}.weight" if alone and models else bare_name(stored)
 
 
 def _looked_up(site: Site) -> Site:
