@@ -159,6 +159,7 @@ def test_what_a_choice_needs(rng):
 
 # --- what is scored --------------------------------------------------------------------------
 
+FACTORS = {"A": (2, 16), "B": (16, 2)}
 LAYER = "model.layers.0.self_attn"
 KINDS = ("q_proj", "v_proj", "o_proj")
 
@@ -239,9 +240,6 @@ def test_rows_in_another_order_share_input_directions_only(rng):
     assert truncate(one, **shared).table.directions.tolist() == [2]
     with pytest.raises(UpdateError, match="different orders"):
         truncate(one, **shared, side="left")
-
-
-FACTORS = {"A": (2, 16), "B": (16, 2)}
 
 
 def test_slices_are_compared_as_what_the_other_has_whole(rng):
