@@ -1,5 +1,7 @@
 """Directions kept and removed: closed forms, planted directions, bad input."""
 
+import json
+
 import pytest
 import torch
 from oracles import gaussian, haar, peft_tensors, with_spectrum
@@ -7,6 +9,7 @@ from torch.testing import assert_close
 
 from rankscope.analysis.ablation import truncate
 from rankscope.analysis.intruders import intruders
+from rankscope.analysis.similarity import similarity
 from rankscope.errors import SourceError, UpdateError
 from rankscope.io.sources import open_updates
 
@@ -152,3 +155,280 @@ def test_what_a_choice_needs(rng):
         truncate(updates, directions="intruder")
     with pytest.raises(UpdateError, match="no noise"):
         truncate(updates, directions="noise")
+
+
+# --- what is scored --------------------------------------------------------------------------
+
+FACTORS = {"A": (2, 16), "B": (16, 2)}
+LAYER = "model.layers.0.self_attn"
+KINDS = ("q_proj", "v_proj", "o_proj")
+
+
+def loaded(base):
+    """Return what a model that was loaded from `base` holds after ``load_state_dict``."""
+    return lambda weights: {**base, **weights}
+
+
+def attention(rng, d=16):
+    modules = [f"{LAYER}.{kind}" for kind in KINDS]
+    base = {f"{module}.weight": gaussian(d, d, rng=rng) for module in modules}
+    return modules, base, peft_tensors(modules, 2, rng, out=d, in_=d)
+
+
+@pytest.mark.parametrize("remove", [True, False])
+def test_a_module_without_a_partner_shares_nothing(remove, rng):
+    modules, base, tensors = attention(rng)
+    updates = open_updates(tensors, base, alpha=2)
+    other = open_updates(peft_tensors(modules[:2], 2, rng, out=16, in_=16), alpha=2)
+    result = truncate(
+        updates, directions="shared", other=other, remove=remove, evaluate=loaded(base)
+    )
+    left = result.score[f"{modules[2]}.weight"] - base[f"{modules[2]}.weight"]
+    assert_close(left, updates[modules[2]].dense() * remove, atol=1e-12, rtol=0)
+    rows = result.table.set_index("module").loc[modules[2]]
+    assert (rows.directions, rows.energy_share, rows.relative_error) == (0, 0, 1 - remove)
+    assert any("share nothing: " + modules[2] in note for note in result.notes)
+    assert not result.failures
+
+
+def test_a_model_of_which_a_module_failed_is_not_scored(rng):
+    modules, base, tensors = attention(rng)
+    tensors[f"base_model.model.{modules[2]}.lora_A.weight"][0, 0] = torch.nan
+    updates, scored = open_updates(tensors, base, alpha=2), []
+    with pytest.raises(UpdateError, match="not known") as error:
+        truncate(updates, k=1, evaluate=scored.append)
+    assert error.value.where == modules[2]
+    assert not scored
+    result = truncate(updates, k=1)
+    assert [failure["module"] for failure in result.failures] == modules[2:]
+    with pytest.raises(UpdateError, match="not known"):
+        result.weights()
+
+
+def test_partners_that_do_not_fit_are_failures(rng):
+    updates = open_updates(peft_tensors(["h.0.q", "h.1.q"], 2, rng, in_=8), alpha=2)
+    wrong = peft_tensors(["h.0.q"], 2, rng, in_=8) | peft_tensors(["h.1.q"], 2, rng, in_=9)
+    result = truncate(updates, directions="shared", other=open_updates(wrong, alpha=2))
+    assert [(f["module"], f["what"]) for f in result.failures] == [
+        ("h.1.q", "the two updates have different shapes")
+    ]
+
+
+def test_modules_are_matched_by_whatever_names(rng):
+    peft = peft_tensors([f"{LAYER}.q_proj", f"{LAYER}.v_proj"], 4, rng, out=32, in_=32)
+    kohya = {}
+    for name, tensor in peft.items():
+        module, factor = name.removeprefix("base_model.model.").split(".lora_")
+        new = {"A.weight": "lora_down.weight", "B.weight": "lora_up.weight"}[factor]
+        kohya[f"lora_te1_{module.replace('.', '_')}.{new}"] = tensor
+    one, two = open_updates(peft, alpha=4), open_updates(kohya, alpha=4)
+    assert one.names != two.names
+    same = similarity(one, two, side="right").table
+    result = truncate(one, directions="shared", other=two)
+    assert result.table.directions.tolist() == same.shared_directions.tolist() == [4, 4]
+    assert_close(result.updates[one.names[0]].dense(), one[one.names[0]].dense())
+    assert any("names matched" in note for note in result.notes)
+
+
+def test_rows_in_another_order_share_input_directions_only(rng):
+    one = {f"{LAYER}.q_proj.lora_{f}.weight": gaussian(*s, rng=rng) for f, s in FACTORS.items()}
+    tune = {
+        f"layers.0.attn.q_proj.lora_{f.lower()}.weight": one[f"{LAYER}.q_proj.lora_{f}.weight"]
+        for f in FACTORS
+    }
+    shared = {"directions": "shared", "other": tune, "alpha": 2}
+    assert truncate(one, **shared).table.directions.tolist() == [2]
+    with pytest.raises(UpdateError, match="different orders"):
+        truncate(one, **shared, side="left")
+
+
+def test_slices_are_compared_as_what_the_other_has_whole(rng):
+    tensors = peft_tensors(["h.0.c_attn"], 2, rng, out=48, in_=16)
+    whole = open_updates(tensors, alpha=2, split="none")
+    result = truncate(open_updates(tensors, alpha=2), directions="shared", other=whole)
+    assert result.table.module.tolist() == ["h.0.c_attn"]
+    assert result.table.directions.tolist() == [2]
+
+
+def test_what_is_fused_otherwise_is_not_taken_for_nothing_shared(rng):
+    fused = peft_tensors(["h.0.attn.qkv_proj", "h.0.attn.o_proj"], 2, rng, out=20)
+    apart = peft_tensors(["h.0.attn.q_proj", "h.0.attn.o_proj"], 2, rng, out=20)
+    for one, two in ((fused, apart), (apart, fused)):
+        result = truncate(open_updates(one, alpha=2), directions="shared", other=two, alpha=None)
+        assert result.table.module.tolist() == ["h.0.attn.o_proj"]
+        assert [f["what"] for f in result.failures] == ["what this module shares cannot be told"]
+
+
+@pytest.mark.parametrize(("d", "rank", "count"), [(512, 100, 80), (64, 40, 30), (64, 20, 10)])
+def test_all_directions_of_factors_are_compared(d, rank, count, rng):
+    common = haar(d, count, rng)
+
+    def adapter():
+        down = torch.cat([d**0.5 * common.T, gaussian(rank - count, d, rng=rng)])
+        return {"h.0.q.lora_A.weight": down, "h.0.q.lora_B.weight": gaussian(d, rank, rng=rng)}
+
+    one, two = (open_updates(adapter(), alpha=rank) for _ in range(2))
+    found = truncate(one, directions="shared", other=two).table.directions[0]
+    counted = similarity(one, two, side="right").table.shared_directions[0]
+    if 2 * rank <= d:  # else any two meet, and fewer are compared
+        assert found == counted == count
+    assert found <= count
+
+
+# --- as the base stores it -------------------------------------------------------------------
+
+WIDTH = 8
+
+
+def gpt2(rng):
+    shapes = {"attn.c_attn": (8, 24), "attn.c_proj": (8, 8), "mlp.c_fc": (8, 32)}
+    return {f"h.0.{name}.weight": gaussian(*shape, rng=rng) for name, shape in shapes.items()}
+
+
+def experts(rng):
+    stem = "model.layers.0.mlp.experts"
+    shapes = {f"{stem}.gate_up_proj": (3, 12, 8), f"{stem}.down_proj": (3, 8, 6)}
+    return {name: gaussian(*shape, rng=rng) for name, shape in shapes.items()}
+
+
+def convolution(rng):
+    return {"down.0.conv.weight": gaussian(6, 4, 3, 3, rng=rng)}
+
+
+def gate_up(rng):
+    return {"model.layers.0.mlp.gate_up_proj.weight": gaussian(12, 8, rng=rng)}
+
+
+@pytest.mark.parametrize("make", [gpt2, experts, convolution, gate_up])
+@pytest.mark.parametrize("split", ["auto", "none"])
+def test_weights_are_as_the_base_stores_them(make, split, rng):
+    base = {name: tensor.float() for name, tensor in make(rng).items()}
+    tuned = {
+        name: tensor + torch.randn(tensor.shape, generator=rng) for name, tensor in base.items()
+    }
+    before = {name: tensor.clone() for name, tensor in base.items()}
+    updates = open_updates(tuned, base, split=split)
+    scored = truncate(updates, k=99, evaluate=loaded({})).score
+    assert_close(scored, tuned, atol=1e-5, rtol=0)
+    assert truncate(updates, k=99, remove=True).weights().keys() == base.keys()
+    assert_close(base, before, atol=0, rtol=0)
+
+
+def test_names_are_those_of_the_checkpoint(rng):
+    base = gpt2(rng)
+    tuned = {f"transformer.{name}": tensor + 1 for name, tensor in base.items()}
+    assert_close(truncate(tuned, base=base, k=1).weights(), tuned)
+
+
+def test_names_of_another_library_are_not_handed_on(rng):
+    base = {f"{LAYER}.v_proj.weight": gaussian(16, 16, rng=rng)}
+    down, up = gaussian(2, 16, rng=rng), gaussian(16, 2, rng=rng)
+    kohya = f"lora_te1_{LAYER.replace('.', '_')}_v_proj"
+    for tensors in (
+        {f"{kohya}.lora_down.weight": down, f"{kohya}.lora_up.weight": up},
+        {"layers.0.attn.v_proj.lora_a.weight": down, "layers.0.attn.v_proj.lora_b.weight": up},
+    ):
+        weights = truncate(open_updates(tensors, base, alpha=2), k=2).weights()
+        assert_close(weights, {name: weight + up @ down for name, weight in base.items()})
+
+
+def test_parts_that_nothing_updates_stay(rng):
+    base = gpt2(rng)
+    tuned = {name: tensor + gaussian(*tensor.shape, rng=rng) for name, tensor in base.items()}
+    updates = open_updates(tuned, base).select(name="*.k")
+    (name,), (weight,) = zip(*truncate(updates, k=8).weights().items(), strict=True)
+    expected = base[name].clone()
+    expected[:, 8:16] = tuned[name][:, 8:16]
+    assert_close(weight, expected)
+
+
+@pytest.mark.parametrize("split", ["auto", "heads"])
+def test_slices_that_are_left_are_parts_of_what_is_left(split, rng, tmp_path):
+    told = {"model_type": "gpt2", "n_embd": 16, "n_head": 4}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    base = {"h.0.attn.c_attn.weight": gaussian(16, 48, rng=rng).float()}
+    base |= {"h.0.attn.c_proj.weight": gaussian(16, 16, rng=rng).float()}
+    torch.save(base, tmp_path / "model.pt")
+    modules = {"h.0.attn.c_attn": 48, "h.0.attn.c_proj": 16}
+    tensors = {}
+    for module, out in modules.items():
+        tensors |= peft_tensors([module], 4, rng, out=out, in_=16)
+    updates = open_updates(tensors, tmp_path / "model.pt", alpha=4, split=split)
+    result = truncate(updates, k=1)
+    result.updates.save(tmp_path / "left")
+    again = open_updates(tmp_path / "left", split="none")
+    assert again.names == list(modules)
+    weights = result.weights()
+    for module in modules:
+        name = f"{module}.weight"
+        assert_close(
+            base[name] + again[module].dense().T.float(), weights[name], atol=1e-5, rtol=0
+        )
+    for name in result.updates.names:
+        assert_close(result.updates.weight(name), updates.weight(name))
+
+
+def test_fused_here_and_apart_in_the_base(rng):
+    base = {f"{LAYER}.{part}_proj.weight": gaussian(8, 8, rng=rng) for part in "qkv"}
+    fused = peft_tensors([f"{LAYER}.qkv_proj"], 2, rng, out=24, in_=8)
+    for split in ("auto", "none"):
+        updates = open_updates(fused, base, alpha=2, split=split)
+        weights = truncate(updates, k=2).weights()
+        assert list(weights) == list(base)
+        whole = open_updates(fused, alpha=2, split="none").sites[0].recipe.build().dense()
+        assert_close(torch.cat(list(weights.values())), torch.cat(list(base.values())) + whole)
+
+
+@pytest.mark.parametrize("split", ["auto", "heads"])
+def test_heads_that_lie_together(split, rng, tmp_path):
+    told = {"model_type": "gpt_neox", "hidden_size": 16, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    name = "gpt_neox.layers.0.attention.query_key_value"
+    base = {f"{name}.weight": gaussian(48, 16, rng=rng).float()}
+    torch.save(base, tmp_path / "model.pt")
+    updates = peft_tensors([name], 2, rng, out=48, in_=16)
+    split_set = open_updates(updates, tmp_path / "model.pt", alpha=2, split=split)
+    assert len(split_set) == (3 if split == "auto" else 12)
+    (weight,) = truncate(split_set, k=2).weights().values()
+    whole = open_updates(updates, alpha=2, split="none")[name].dense()
+    assert_close(weight, (base[f"{name}.weight"] + whole).float(), atol=1e-6, rtol=0)
+
+
+def test_a_weight_of_two_modules_is_not_changed_twice(rng, tmp_path):
+    (tmp_path / "config.json").write_text('{"tie_word_embeddings": true}')
+    torch.save({"model.embed_tokens.weight": gaussian(12, 8, rng=rng)}, tmp_path / "model.pt")
+    tensors = peft_tensors(["lm_head", "model.embed_tokens"], 2, rng)
+    updates = open_updates(tensors, tmp_path / "model.pt", alpha=2)
+    assert list(truncate(updates.only("lm_head"), k=2).weights()) == ["lm_head.weight"]
+    with pytest.raises(SourceError, match="change one stored weight"):
+        truncate(updates, k=2, evaluate=len)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["live", "names of the model", "names of the hub"])
+def test_a_gpt2_takes_them_as_peft_merges_them(kind, tmp_path):
+    peft, transformers = map(pytest.importorskip, ("peft", "transformers"))
+    config = transformers.GPT2Config(n_embd=WIDTH, n_head=2, n_layer=2, vocab_size=11)
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config)
+    plain = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    targets = ["c_attn", "c_proj", "c_fc"]
+    adapter = peft.LoraConfig(
+        r=3, lora_alpha=6, target_modules=targets, init_lora_weights=False, fan_in_fan_out=True
+    )
+    tuned = peft.get_peft_model(model, adapter)
+    tuned.save_pretrained(tmp_path)
+    hub = {name.removeprefix("transformer."): tensor for name, tensor in plain.items()}
+    source, base = {
+        "live": (tuned, None),
+        "names of the model": (tmp_path, plain),
+        "names of the hub": (tmp_path, hub),
+    }[kind]
+    weights = truncate(source, base=base, k=3).weights()
+    merged = tuned.merge_and_unload().state_dict()
+    fresh = transformers.GPT2LMHeadModel(config)
+    fresh.load_state_dict(plain)
+    taken = fresh.load_state_dict(weights, strict=False)
+    assert not taken.unexpected_keys
+    assert len(weights) == 2 * 4
+    assert_close(dict(fresh.state_dict()), dict(merged), atol=1e-6, rtol=0)

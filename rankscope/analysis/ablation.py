@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -17,13 +17,15 @@ from rankscope.analysis.engine import map_modules
 from rankscope.analysis.intruders import reach_of
 from rankscope.analysis.rank import rank
 from rankscope.analysis.selection import opened, with_base
+from rankscope.analysis.sharing import Sharing, vectors
 from rankscope.errors import UpdateError
 from rankscope.io.adapters.family import factored_site
+from rankscope.io.added import added
+from rankscope.io.fused import rejoined, split_alike
 from rankscope.io.sources import Source
 from rankscope.io.tensors import StateDict
-from rankscope.io.updateset import UpdateSet
+from rankscope.io.updateset import Site, UpdateSet
 from rankscope.linalg.chance import random_subspace
-from rankscope.linalg.edges import cosine_edge
 from rankscope.measures.intruders import closeness
 from rankscope.results import Result, provenance
 from rankscope.spectra import svd
@@ -38,7 +40,6 @@ Score = float | Mapping[str, Any]
 
 _DIRECTIONS = ("first", "shared", "intruder", "noise")
 _SIDES = ("right", "left")
-_MOST = 64  # directions of a dense update that may be shared
 _COLUMNS = {
     "module": "str",
     "layer": "Int64",
@@ -69,14 +70,18 @@ class TruncateResult(Result):
     score: Score | None = None
 
     def weights(self) -> Weights:
-        """Return W + what is left of ΔW by the names of the weights, in W's dtype.
+        """Return W + what is left of ΔW, each weight as the base stores it.
 
         Raises
         ------
         SourceError
             If the source was opened without its base.
+        UpdateError
+            If there are `failures`: of those modules it is not known what is left.
         """
-        return _weights(self.updates)
+        if self.failures:
+            raise _unknown(self.failures)
+        return added(self.updates)
 
     def extra(self) -> dict[str, Any]:
         """Return the score."""
@@ -91,17 +96,17 @@ class _Choice:
     k: int | None
     side: Side
     epsilon: float
-    other: UpdateSet | None
+    sharing: Sharing | None
     noise: Mapping[str, int]
 
     def basis(self, updates: UpdateSet, module: str, update: Update) -> Tensor:
         """Return the directions of one module, orthonormal columns on `side`."""
         if self.directions == "shared":
-            assert self.other is not None
-            return _shared(update, self.other[module], self.side)
+            assert self.sharing is not None
+            return self.sharing.basis(module, update, self.side)
         if self.directions == "intruder":
             return self._intruders(updates.weight(module), update)
-        own = _vectors(update, self.side)
+        own = vectors(update, self.side)
         return own[:, : self.k] if self.directions == "first" else own[:, self.noise[module] :]
 
     def _intruders(self, weight: Tensor, update: Update) -> Tensor:
@@ -149,7 +154,11 @@ def truncate(
     remove : bool
         Remove the directions rather than everything else.
     other : path, state dict, module or UpdateSet, optional
-        The other update, for ``shared``; at most 64 directions of a dense one are compared.
+        The other updates, for ``shared``, matched module by module as `similarity` does. Of a
+        dense update 64 directions are compared, of a product of factors all; of two that have
+        more than the space leaves free, at most half as many as it has dimensions. A module
+        that `other` does not update shares nothing: it stays as it is where what is shared is
+        removed, and is dropped where that is kept; a note counts such modules.
     base : path, state dict or module, optional
         The base weights: for ``intruder``, for full checkpoints, and to score anything.
     side : {"right", "left"}
@@ -160,9 +169,13 @@ def truncate(
         A seed: in place of the chosen part of ΔW, one with the same singular values along
         random directions is kept, or removed.
     evaluate : callable, optional
-        Gets W + ΔW' of all modules, (out, in), as ``module.weight``; returns a number, or several
-        by name, such as a loss. ``model.load_state_dict(weights, strict=False)`` takes them where
-        the model's names are these.
+        Gets W + ΔW' of all modules as ``module.weight``, each in the orientation, shape and
+        dtype in which the base stores it, a fused projection or a stack of experts whole. What
+        the base has in one tensor with others, or apart, and what the source calls by another
+        library's names, has the base's. Returns a number, or several by name, such as a loss.
+        ``model.load_state_dict(weights, strict=False)`` takes them where the model's names are
+        these; those that are not it returns as ``unexpected_keys``. It is not called where a
+        module failed, as W alone would stand for what is not known.
     alpha : float, optional
         LoRA's alpha, for files that do not say it.
 
@@ -178,7 +191,8 @@ def truncate(
     SourceError, AdapterError
         If a source cannot be read, or there is no base where one is needed.
     UpdateError
-        If an option is out of range, or something that `directions` needs is missing.
+        If an option is out of range, something that `directions` needs is missing, or the model
+        is to be scored and one of its modules failed.
 
     Examples
     --------
@@ -195,29 +209,31 @@ def truncate(
     if directions == "intruder" or evaluate is not None:
         with_base(updates, "W + ΔW needs the base weights")
     second = None if other is None else opened(other, base, alpha)
+    if second is not None:
+        updates, second = split_alike(updates, second)
+    sharing = None if second is None else Sharing.of(updates, second)
     noise = _noise_ranks(updates) if directions == "noise" else {}
     looked_at = 10 if k is None and directions == "intruder" else k
-    choice = _Choice(directions, looked_at, side, epsilon, second, noise)
+    choice = _Choice(directions, looked_at, side, epsilon, sharing, noise)
     found, failures = map_modules(
         updates.names,
         lambda module: [_truncated(updates, module, choice, remove, control)],
         progress=False,
     )
-    left = _as_set(updates, {row["module"]: update for row, update in found})
-    return TruncateResult(
+    result = TruncateResult(
         table=pd.DataFrame([row for row, _ in found], columns=list(_COLUMNS)).astype(_COLUMNS),
         provenance=_provenance(updates, choice, {"remove": remove, "control": control}),
-        notes=updates.notes,
+        notes=(*updates.notes, *(sharing.notes() if sharing else ())),
         failures=tuple(failures),
-        updates=left,
-        score=None if evaluate is None else evaluate(_weights(left)),
+        updates=_as_set(updates, {row["module"]: update for row, update in found}),
     )
+    return result if evaluate is None else replace(result, score=evaluate(result.weights()))
 
 
 def _provenance(updates: UpdateSet, choice: _Choice, options: Mapping[str, Any]) -> dict[str, Any]:
     said = {name: getattr(choice, name) for name in ("directions", "k", "side", "epsilon")}
     said |= {**options, "alpha": updates.alpha, "modules": updates.names}
-    sets = {"source": updates} | ({"other": choice.other} if choice.other else {})
+    sets = {"source": updates} | ({"other": choice.sharing.other} if choice.sharing else {})
     inputs = {name: list(one.inputs) for name, one in sets.items()}
     return provenance("truncate", inputs, said, "cpu")
 
@@ -243,31 +259,6 @@ def _truncated(
         "relative_error": lost.norm() / norm if norm else math.nan,
     }
     return row, kept
-
-
-def _vectors(update: Update, side: Side, most: int | None = None) -> Tensor:
-    """Return the singular directions of an update on one side, those that carry anything."""
-    spectrum = svd(update, most)
-    vectors = spectrum.right if side == "right" else spectrum.left
-    assert vectors is not None  # svd() was asked for vectors
-    return vectors[:, : spectrum.directions]
-
-
-def _shared(update: Update, other: Update, side: Side) -> Tensor:
-    """Return the principal vectors of an update whose cosines with another's are no chance.
-
-    Of two subspaces that any choice would let meet, only as many directions are compared as
-    leave them free.
-    """
-    d = update.shape[1 if side == "right" else 0]
-    most = min(_MOST, d // 2)
-    one, two = (_vectors(u, side, most)[:, :most] for u in (update, other))
-    if not (one.shape[1] and two.shape[1]):
-        return one[:, :0]
-    turned, cosines, _ = torch.linalg.svd(one.T @ two, full_matrices=False)
-    edge = cosine_edge(one.shape[1], two.shape[1], d)
-    shared: Tensor = one @ turned[:, cosines > edge]
-    return shared
 
 
 def _projected(update: Update, basis: Tensor, side: Side) -> Update:
@@ -305,11 +296,15 @@ def _as_set(updates: UpdateSet, left: Mapping[str, Update]) -> UpdateSet:
     for name, (up, down) in factors.items():
         tensors |= {f"{name}.lora_B.weight": up, f"{name}.lora_A.weight": down}
     store = StateDict(tensors, updates.source)
-    sites = tuple(
-        factored_site(store, name, f"{name}.lora_B.weight", f"{name}.lora_A.weight", 1.0)
-        for name in factors
-    )
-    return replace(updates, format="peft", sites=sites, unread=(), alpha=None)
+    sites = rejoined(_site(store, updates.site(name)) for name in factors)
+    return replace(updates, format="peft", sites=tuple(sites), unread=(), alpha=None)
+
+
+def _site(store: StateDict, site: Site) -> Site:
+    """Return the site of what is left of an update, which lies where that did."""
+    name = site.module
+    left = factored_site(store, name, f"{name}.lora_B.weight", f"{name}.lora_A.weight", 1.0)
+    return replace(left, row_order=site.row_order, whole=site.whole, block=site.block)
 
 
 def _factors(update: Update) -> tuple[Tensor, Tensor]:
@@ -321,14 +316,6 @@ def _factors(update: Update) -> tuple[Tensor, Tensor]:
         return up.contiguous(), down.contiguous()
     rows, columns = update.shape  # nothing is kept: a file has no factors of rank 0
     return up.new_zeros(rows, 1), down.new_zeros(1, columns)
-
-
-def _weights(updates: UpdateSet) -> Weights:
-    found = {}
-    for name, update in updates.items():
-        weight = updates.weight(name)
-        found[f"{name}.weight"] = (weight.double() + update.dense()).to(weight.dtype)
-    return found
 
 
 def _check(directions: str, k: int | None, side: str, other: object) -> None:
@@ -353,4 +340,16 @@ def _bad(expected: str, got: str, fix: str) -> UpdateError:
         expected=expected,
         got=got,
         fix=fix,
+    )
+
+
+def _unknown(failures: Sequence[Mapping[str, Any]]) -> UpdateError:
+    first = failures[0]
+    more = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
+    return UpdateError(
+        "the model that remains is not known: a module failed",
+        where=f"{first['module']}{more}",
+        expected="what is left of every update",
+        got=f"{first['what']} ({first['got']})",
+        fix="mend that module, or leave it at W on purpose: take the others with select()",
     )

@@ -35,6 +35,7 @@ __all__ = [
     "check_shapes",
     "checked_options",
     "compared",
+    "in_other_order",
     "measure_columns",
     "measured",
 ]
@@ -226,6 +227,17 @@ def check_shapes(module: str, updates: list[Update], sides: tuple[Side, ...]) ->
             got=f"({out_b}, {in_b}) in B",
             fix="compare adapters of one model, or one side only with --side",
         )
+
+
+def in_other_order(module: str) -> UpdateError:
+    """Return the error of a module whose output sides cannot be compared."""
+    return UpdateError(
+        "the rows of the two updates stand in different orders",
+        where=module,
+        expected="both as Hugging Face stores them",
+        got="one of them in Meta's rotary order, as llama.cpp and torchtune have it",
+        fix="give a base that tells its heads (--base), or compare the input side",
+    )
 
 
 def _choice(name: str, value: str, choices: Mapping[str, Any]) -> Any:

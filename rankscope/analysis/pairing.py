@@ -30,6 +30,8 @@ class Pairing:
         How names were matched that are not the same.
     unmatched_a, unmatched_b : tuple of str
         The modules that only one side has.
+    ambiguous : tuple of str
+        Those of `unmatched_a` that could be any of several of B's.
     """
 
     partners: dict[str, str]
@@ -37,6 +39,7 @@ class Pairing:
     notes: tuple[str, ...]
     unmatched_a: tuple[str, ...]
     unmatched_b: tuple[str, ...]
+    ambiguous: tuple[str, ...]
 
 
 def paired(a: UpdateSet, b: UpdateSet) -> Pairing:
@@ -70,6 +73,7 @@ def pairing(a: UpdateSet, b: UpdateSet) -> Pairing:
         (*matching.notes(), *_reordered_note(reordered)),
         tuple(name for name in a.names if name not in partners),
         tuple(name for name in b.names if name not in theirs),
+        tuple(name for name in matching.ambiguous if name not in partners),
     )
 
 

@@ -15,6 +15,7 @@ from rankscope.analysis.overlap import (
     check_shapes,
     checked_options,
     compared,
+    in_other_order,
     measure_columns,
     measured,
 )
@@ -33,7 +34,6 @@ from rankscope.analysis.selection import opened, short_names
 from rankscope.analysis.similarity_table import caveats, random_control, similarity_table
 from rankscope.analysis.starts import start_columns
 from rankscope.analysis.verdicts import summaries
-from rankscope.errors import UpdateError
 from rankscope.io.fused import split_alike
 from rankscope.io.sources import Source
 from rankscope.io.updateset import UpdateSet
@@ -312,7 +312,7 @@ def _rows(
 ) -> Iterator[Row]:
     sites = (a.site(module), b.site(other))
     if not options.sides:
-        raise _in_other_order(module)
+        raise in_other_order(module)
     updates = [s[name].to(device) for s, name in ((a, module), (b, other))]
     check_shapes(module, updates, options.sides)
     one, two = (
@@ -337,16 +337,6 @@ def _rows(
 def _input_side(options: Options) -> Options:
     """Return the options for updates whose rows stand in different orders."""
     return replace(options, sides=tuple(side for side in options.sides if side == "right"))
-
-
-def _in_other_order(module: str) -> UpdateError:
-    return UpdateError(
-        "the rows of the two updates stand in different orders",
-        where=module,
-        expected="both as Hugging Face stores them",
-        got="one of them in Meta's rotary order, as llama.cpp and torchtune have it",
-        fix="give a base that tells its heads (--base), or compare the input side",
-    )
 
 
 def _reference(source: Source | UpdateSet, base: Source | None, alpha: float | None) -> UpdateSet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -22,11 +22,18 @@ from rankscope.io.fused_layouts import (
 )
 from rankscope.io.model_config import ModelConfig
 from rankscope.io.names import expert_of
-from rankscope.io.recipes import Cut, Difference, Formula, Recipe, Stored
+from rankscope.io.recipes import Cut, Difference, Formula, Joined, Recipe, Stored
 from rankscope.io.updateset import Site, UpdateSet
 from rankscope.io.weights import BaseWeights
 
-__all__ = ["canonical_slice", "check_split", "split_alike", "split_fused", "split_names"]
+__all__ = [
+    "canonical_slice",
+    "check_split",
+    "rejoined",
+    "split_alike",
+    "split_fused",
+    "split_names",
+]
 
 _SPLITS = ("auto", "none", "heads")
 
@@ -92,6 +99,34 @@ def split_alike(a: UpdateSet, b: UpdateSet) -> tuple[UpdateSet, UpdateSet]:
     The layout may be known for one of them only, by its base.
     """
     return _joined_as(a, b), _joined_as(b, a)
+
+
+def rejoined(sites: Iterable[Site]) -> list[Site]:
+    """Return sites of new factors with wholes that are these factors put together.
+
+    Parameters
+    ----------
+    sites : iterable of Site
+        Slices and heads among them, whose `whole` is still that of the old update.
+    """
+    alone: list[Site] = []
+    parts: dict[str, list[Site]] = {}
+    for site in sites:
+        (parts.setdefault(site.whole.module, []) if site.whole else alone).append(site)
+    if not parts:
+        return alone
+    wholes = {whole.module: whole for whole in rejoined(map(_of_parts, parts.values()))}
+    split = [replace(part, whole=wholes[name]) for name, of_it in parts.items() for part in of_it]
+    return alone + split
+
+
+def _of_parts(parts: Sequence[Site]) -> Site:
+    whole = parts[0].whole
+    assert whole is not None  # of a part
+    blocks = tuple((part.block, part.recipe) for part in parts if part.block is not None)
+    rank = sum(part.rank or 0 for part in parts)
+    recipe = Joined(whole.shape, blocks)
+    return replace(whole, rank=rank, scale=1.0, dtype=parts[0].dtype, recipe=recipe)
 
 
 def _joined_as(updates: UpdateSet, other: UpdateSet) -> UpdateSet:

@@ -165,9 +165,11 @@ def stored_transposed(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     >>> stored_transposed("h.0.c_proj.weight", {"h.0.c_attn.weight": (8, 24)})
     True
     """
-    if not _CONV1D.match(name):
+    if not _CONV1D.match(bare_name(name)):
         return False
-    fused = (shape for other, shape in shapes.items() if other.endswith("c_attn.weight"))
+    # In a live PEFT model with its own wrapper between.
+    ends = ("c_attn.weight", "c_attn.base_layer.weight")
+    fused = (shape for other, shape in shapes.items() if other.endswith(ends))
     return any(len(shape) == 2 and shape[1] == 3 * shape[0] for shape in fused)
 
 

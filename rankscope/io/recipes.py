@@ -16,7 +16,7 @@ from rankscope.io.tensors import TensorStore
 from rankscope.linalg.blocks import subtract
 from rankscope.updates import DenseUpdate, FactoredUpdate, Update
 
-__all__ = ["Cut", "Difference", "Factors", "Formula", "Recipe", "Stored", "Weight"]
+__all__ = ["Cut", "Difference", "Factors", "Formula", "Joined", "Recipe", "Stored", "Weight"]
 
 _HALF = {torch.bfloat16, torch.float16}
 # Up to here twice the memory is nothing, and every difference is exact.
@@ -174,6 +174,26 @@ class Cut:
         if self.block.columns:
             return FactoredUpdate(whole.up, self.block.take(whole.down), whole.scale)
         return FactoredUpdate(self.block.take(whole.up), whole.down, whole.scale)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """An update of parts that are products of factors; zero where there is none."""
+
+    shape: tuple[int, int]
+    parts: tuple[tuple[Block, Recipe], ...]
+
+    def build(self) -> Update:
+        """Return the whole update, a product of factors of all parts' ranks together."""
+        found = [self._placed(block, recipe.build()) for block, recipe in self.parts]
+        return sum(found[1:], start=found[0])
+
+    def _placed(self, block: Block, part: Update) -> Update:
+        assert isinstance(part, FactoredUpdate)  # they are made so
+        out, in_ = self.shape
+        if block.columns:
+            return FactoredUpdate(part.up, block.put(part.down, in_), part.scale)
+        return FactoredUpdate(block.put(part.up, out), part.down, part.scale)
 
 
 def finite(store: TensorStore, name: str) -> Tensor:

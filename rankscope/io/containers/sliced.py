@@ -56,6 +56,22 @@ class Block:
         grouped = matrix.reshape(self.groups, -1, columns)
         return grouped[:, self.start : self.stop].reshape(-1, columns)
 
+    def put(self, part: Tensor, count: int) -> Tensor:
+        """Return a matrix of `count` rows that is zero but for these, which are those of `part`.
+
+        Examples
+        --------
+        >>> import torch
+        >>> Block(2, 0, 1).put(torch.tensor([[5], [7]]), 4).flatten().tolist()
+        [5, 0, 7, 0]
+        """
+        if self.columns:
+            return self.T.put(part.T, count).T
+        columns = part.shape[1]
+        whole = part.new_zeros(self.groups, count // self.groups, columns)
+        whole[:, self.start : self.stop] = part.reshape(self.groups, -1, columns)
+        return whole.flatten(0, 1)
+
     def shape(self, whole: tuple[int, int]) -> tuple[int, int]:
         """Return the shape of what is taken, given the matrix's."""
         count = self.groups * (self.stop - self.start)
