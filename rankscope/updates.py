@@ -57,6 +57,11 @@ class Update(ABC):
         """A bound on the Frobenius norm of what was rounded when the numbers were formed."""
         return 0.0
 
+    @override
+    def __repr__(self) -> str:
+        rows, columns = self.shape
+        return f"{type(self).__name__}({rows} × {columns}, rank at most {self.ceiling})"
+
     @property
     @abstractmethod
     def ceiling(self) -> int:
@@ -119,7 +124,7 @@ class Update(ABC):
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FactoredUpdate(Update):
     """``scale * up @ down``, never multiplied out; `down` reads the input, `up` writes.
 
@@ -247,7 +252,7 @@ class FactoredUpdate(Update):
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DenseUpdate(Update):
     """A weight update that is known as a matrix, for instance fine-tuned minus base.
 

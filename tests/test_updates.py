@@ -249,3 +249,9 @@ def test_updates_of_different_shapes_are_not_broadcast(combine, forms):
     a, b = build(forms[0], 3, 4, 2)[0], build(forms[1], 1, 4, 2)[0]
     with pytest.raises(UpdateError, match="different shapes"):
         combine(a, b)
+
+
+def test_updates_say_what_they_are_and_not_their_numbers(rng):
+    update = FactoredUpdate(gaussian(30, 2, rng=rng), gaussian(2, 20, rng=rng))
+    assert repr(update) == "FactoredUpdate(30 × 20, rank at most 2)"
+    assert repr(DenseUpdate(update.dense())) == "DenseUpdate(30 × 20, rank at most 20)"
