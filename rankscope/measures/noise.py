@@ -133,6 +133,7 @@ def storage_noise(
     pair = Pair.of(tuned, base, names)
     if not pair.seen and not _equal(tuned, base):
         return None
+    pair = pair.touched()
     found = Leading(pair.difference, seed)
     act = likelier(pair, found, seed) if pair.changed else Act(False, 0.0, math.nan, math.nan)
     deviation = pair.deviation(act.both)

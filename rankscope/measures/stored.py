@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rankscope.errors import UpdateError
-from rankscope.linalg.blocks import by_rows
+from rankscope.linalg.blocks import by_rows, cached_rows
 from rankscope.linalg.rounding import Grid
 
 __all__ = ["PRECISIONS", "Pair", "stored_precision"]
@@ -19,6 +19,8 @@ __all__ = ["PRECISIONS", "Pair", "stored_precision"]
 PRECISIONS = ("bfloat16", "float16", "float32", "float64")  # the coarsest first
 _UNITS = (2.0**-149, 2.0**127)  # the powers of two that float32 holds
 _FLAT = 2.0**-16  # below, the spacing of float16 is nowhere finer than bfloat16's
+_OCTAVES = 20  # of the base, from the largest on, that are told apart; the rest is one
+_EXPECTED = 10.0  # changes, of which a row holds none by chance once in 20 000 cases
 _SEEN = 2.0**-50  # of the largest number: below, float32 can hold no squares of a difference
 
 
@@ -113,6 +115,20 @@ class Pair:
         away = by_rows(lambda base: self.tuned_grid.rounded(base).sub_(base), self.base)
         return int(away.count_nonzero()) < 0.01 * away.numel()
 
+    def touched(self) -> Pair:
+        """Return the rows and columns that an update can have touched.
+
+        Whether the update of a row without a change lay in a dead zone cannot be told, unless
+        the other rows, octave by octave of the base, change so often that it would have.
+        """
+        spacing = by_rows(self.tuned_grid.spacing, self.base)
+        rows = _touched(self.difference, spacing)
+        columns = _touched(self.difference.T, spacing.T)
+        if rows.all() and columns.all():
+            return self
+        tuned, base = (x[rows][:, columns] for x in (self.tuned, self.base))
+        return Pair(tuned, base, self.tuned_grid, self.base_grid, self.unit)
+
     def deviation(self, both: bool) -> Tensor:
         """Return the standard deviation of the rounding in every entry of the difference."""
         if not both:
@@ -124,6 +140,28 @@ class Pair:
             self.tuned,
             self.base,
         )
+
+
+def _touched(difference: Tensor, spacing: Tensor) -> Tensor:
+    """Return which rows an update can have touched; all where no entry differs."""
+    changes = difference.count_nonzero(1)
+    if changes.all() or not changes.any():
+        return torch.ones_like(changes, dtype=torch.bool)
+    changed = changes > 0
+    entries, hits = _by_octave(difference, spacing)
+    rates = hits.sum(0) / entries[changed].sum(0).clamp_min(1)
+    return changed | (entries @ rates < _EXPECTED)
+
+
+def _by_octave(difference: Tensor, spacing: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the numbers of entries, and of those that differ, by row and octave."""
+    highest = spacing.max()
+    entries, hits = (spacing.new_zeros(len(spacing), _OCTAVES) for _ in range(2))
+    for part in cached_rows(spacing):
+        octaves = (highest / spacing[part]).log2_().clamp_max_(_OCTAVES - 1).long()
+        entries[part].scatter_add_(1, octaves, torch.ones_like(spacing[part]))
+        hits[part].scatter_add_(1, octaves, (difference[part] != 0).float())
+    return entries, hits
 
 
 def _scaled(weight: Tensor, unit: float) -> Tensor:
