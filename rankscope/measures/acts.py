@@ -18,25 +18,40 @@ from rankscope.measures.stored import Pair
 __all__ = ["Act", "likelier"]
 
 _SAMPLE = 2**15  # entries on which the two ways are told apart
+_EXPLAINED = 60.0  # a distance that mere chance, and the shape of an update, lead to
+_SPARSE = 0.8  # supports above that are no other answer: spikes in an update look like that
 _DOMINANT = 9.0  # ‖ΔW‖² in floors, above which its leading directions are taken off before that
 
 
 @dataclass(frozen=True)
 class Act:
-    """One way of storage, acted out: how far it is from what is seen, and what it does."""
+    """One way of storage, acted out: how far it is from what is seen, and what it does.
+
+    The support is the share of the entries that the update touches.
+    """
 
     both: bool
     distance: float
     gain: float
     share: float
+    support: float = 1.0
 
 
 def likelier(pair: Pair, found: Leading, seed: int) -> Act:
-    """Act out both ways and return the one that is nearer to what is seen."""
-    sample = _Sample(pair, found, _certain(pair, found), seed)
-    # That the base was rounded as well makes no difference where it was so finely.
-    ways = (False,) if pair.base_grid.dtype.itemsize > 2 else (False, True)
-    acts = [sample.act(unit, both=both) for both in ways for unit in sample.shapes]
+    """Act out both ways and return the one that is nearer to what is seen.
+
+    An update of every entry is the answer unless one of fewer is much nearer.
+    """
+    dense = _nearest(_Sample(pair, found, _certain(pair, found), seed))
+    if dense.distance < _EXPLAINED:
+        return dense
+    sparse = _nearest(_SparseSample(pair, found, 0, seed))
+    much = sparse.support < _SPARSE and 2 * sparse.distance < dense.distance
+    return sparse if much else dense
+
+
+def _nearest(sample: _Sample) -> Act:
+    acts = [sample.act(unit, both=both) for both in sample.ways for unit in sample.shapes]
     return min(acts, key=lambda act: act.distance)
 
 
@@ -65,6 +80,8 @@ class _Sample:
         self.count, self.variance = torch.bincount(self.octave).double(), octaves.square() / 12
         self.energy = self._mean(rest.square())
         self.changed = self._mean(x != 0)
+        # That the base was rounded as well makes no difference where it was so finely.
+        self.ways = (False,) if pair.base_grid.dtype.itemsize > 2 else (False, True)
         first, second = (torch.randn(_SAMPLE, generator=generator).to(device) for _ in range(2))
         self.shapes = (first, first * second)  # entries of a high rank, and of rank one
         dither = (torch.rand(_SAMPLE, generator=generator) - 0.5).to(device)
@@ -89,6 +106,7 @@ class _Sample:
             self._distance(result),
             1.0 if both else min(max(gain, 0.0), 1.0),
             min(max(1 - correlation**2, 0.0), 1.0),
+            self._support(result),
         )
 
     def _nearest(self, distance: Callable[[float], float]) -> float:
@@ -106,18 +124,36 @@ class _Sample:
 
     def _distance(self, result: Tensor) -> float:
         """Return how far a result is from what is seen, octave by octave, in entries."""
-        energy = self._mean((result - self.known).square())
+        support = self._support(result)
+        energy = support * self._mean((result - self.known).square())
         difference = energy.sqrt() - self.energy.sqrt()
-        changed = self._mean(result != 0).sqrt() - self.changed.sqrt()
+        changed = (support * self._mean(result != 0)).sqrt() - self.changed.sqrt()
         # In spacings where an octave is coarse, relative where it is fine; bounded, since the
         # finest octaves are few entries.
         scale = self.variance + self.energy + energy
         distance = difference.square() / scale + changed.square()
         return float((self.count * distance).sum())
 
+    def _support(self, result: Tensor) -> float:
+        """Return the share of the entries that the update touches."""
+        return 1.0
+
     def _mean(self, entries: Tensor) -> Tensor:
         """Return the mean over each octave of the base."""
         return torch.bincount(self.octave, entries.double()) / self.count
+
+
+class _SparseSample(_Sample):
+    """Some entries of a pair, on which an update of a part of them is acted out.
+
+    An entry that it does not touch does not change: such an act is one of every entry, of which
+    only the support is seen. Its gain and its share do not depend on the support.
+    """
+
+    def _support(self, result: Tensor) -> float:
+        """Return the support with which as many entries change as are seen to."""
+        acted = int(result.count_nonzero())
+        return min((self.count * self.changed).sum().item() / acted, 1.0) if acted else 1.0
 
 
 def _energy(x: Tensor) -> float:

@@ -136,7 +136,7 @@ def storage_noise(
     pair = pair.touched()
     found = Leading(pair.difference, seed)
     act = likelier(pair, found, seed) if pair.changed else Act(False, 0.0, math.nan, math.nan)
-    deviation = pair.deviation(act.both)
+    deviation = math.sqrt(act.support) * pair.deviation(act.both)
     on_grid = not act.both and pair.base_on_grid
     return StorageNoise(
         tuned_dtype=names[0],
