@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rankscope.linalg.blocks import norm
+from rankscope.linalg.blocks import by_rows, norm
 from rankscope.linalg.surrogates import Leading, noise_edge
 from rankscope.measures.acts import Act, likelier
 from rankscope.measures.rerounding import least_rank
@@ -136,20 +136,29 @@ def storage_noise(
     pair = pair.touched()
     found = Leading(pair.difference, seed)
     act = likelier(pair, found, seed) if pair.changed else Act(False, 0.0, math.nan, math.nan)
-    deviation = math.sqrt(act.support) * pair.deviation(act.both)
+    deviation = pair.deviation(act.both)
     on_grid = not act.both and pair.base_on_grid
     return StorageNoise(
         tuned_dtype=names[0],
         base_dtype=names[1],
         dtype=coarse[0],
-        edge=pair.unit * noise_edge(found, deviation, seed=seed),
-        floor=pair.unit * norm(deviation),
+        edge=pair.unit * noise_edge(found, _where_changed(deviation, pair, act), seed=seed),
+        floor=pair.unit * math.sqrt(act.support) * norm(deviation),
         unchanged=1 - pair.changed / tuned.numel(),
         share=act.share,
         gain=act.gain if on_grid or math.isnan(act.gain) else 1.0,
         on_grid=on_grid,
         dead_zone=on_grid and act.gain < 0.99,
     )
+
+
+def _where_changed(deviation: Tensor, pair: Pair, act: Act) -> Tensor:
+    """Return the deviations where an update of a part of the entries is known to be."""
+    if act.support == 1:
+        return deviation
+    # Those that it touched and that changed stand for the ones that did not.
+    scale = math.sqrt(act.support * deviation.numel() / pair.changed)
+    return by_rows(lambda part, x: part * scale * (x != 0), deviation, pair.difference)
 
 
 def _equal(tuned: Tensor, base: Tensor) -> bool:
