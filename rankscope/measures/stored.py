@@ -129,6 +129,10 @@ class Pair:
         tuned, base = (x[rows][:, columns] for x in (self.tuned, self.base))
         return Pair(tuned, base, self.tuned_grid, self.base_grid, self.unit)
 
+    def coarser(self, base: Tensor) -> Tensor:
+        """Return the spacing of some numbers of the base in the coarser of the two grids."""
+        return torch.maximum(self.base_grid.spacing(base), self.tuned_grid.spacing(base))
+
     def deviation(self, both: bool) -> Tensor:
         """Return the standard deviation of the rounding in every entry of the difference."""
         if not both:
