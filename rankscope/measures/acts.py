@@ -171,7 +171,7 @@ class _SparseSample(_Sample):
         # A few changes in a sample are too few.
         self.energy, self.changed = self._of_all(pair)
         energy, changed = ((self.count * x).sum().item() for x in (self.energy, self.changed))
-        self.unit, self.hits = math.sqrt(energy / changed), changed
+        self.unit, self.hits = math.sqrt(energy / max(changed, 1.0)), changed
 
     def _of_all(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """Return the mean energy and the share of changes of all entries, by octave."""

@@ -47,21 +47,23 @@ class StorageNoise:
         The largest singular value that unstructured rounding gives, in the unit of the weight;
         a rounding exceeds it in less than 1 % of cases.
     floor : float
-        ``‖rounding‖_F`` if every entry is rounded; in a dead zone less is.
+        ``‖rounding‖_F`` if every entry that the update touches is rounded; in a dead zone less
+        is.
     unchanged : float
         Fraction of the entries that are exactly equal, in [0, 1].
     share : float
         Predicted share of ``‖X‖²`` that is rounding: one minus the squared correlation of X
-        with the true update, in [0, 1]. NaN where nothing changed.
+        with the true update, in [0, 1]. NaN where nothing changed, and where too little did to
+        say.
     gain : float
         Predicted ``⟨Δ, X⟩ / ‖Δ‖²`` with the true update Δ: 1 without a dead zone, where
-        nothing is lost. NaN where nothing changed.
+        nothing is lost. NaN where the share is, or the way is unclear.
     on_grid : bool
         Whether the tuned weights were rounded from the stored base plus an update, and that
         base lies on their grid. If not, the base is finer than the grid, or both files were
         rounded from finer originals.
     dead_zone : bool
-        Whether the grid swallowed more than 1 % of the update.
+        Whether the grid swallowed more than 1 % of the update; False where the gain is NaN.
     """
 
     tuned_dtype: str
@@ -112,9 +114,21 @@ def storage_noise(
     entries, or of products of two (rank one), beside what of X is too large for rounding. The
     one is taken whose energy and share of changed entries come nearest, octave by octave of the
     base: in a dead zone large weights do not change, in the other way they change the most.
-    Share and gain are those of that act. An update of full rank that dwarfs the rounding leaves
-    the way open, and with it a factor of two in the share, which is then small, and of √2 in
-    the edge.
+    Share and gain are those of that act.
+
+    *Sparse updates.* In a dead zone the share of changed entries falls with the size of the base
+    weight, in an update of a part of the entries it does not. Rows and columns without a change
+    are left out of all but `unchanged` where the others change too often for that to be a dead
+    zone: ten changes are expected, octave by octave of the base. Within the rest, where updates
+    of every entry are far from what is seen, both ways are acted out too with updates of a part
+    of the entries; if less than 0.8 of them explain it twice as well, share and gain are those
+    of that act, and rounding is where entries changed. Updates that are uneven instead, of heavy
+    tails or a few strong columns, come out nearer to the truth that way than as even ones.
+
+    *Limits.* Some hundred changed entries are needed to tell a sparse update from a dead zone;
+    where acts about as near disagree, share or gain is NaN. An update of full rank that dwarfs
+    the rounding leaves the way open, and with it a factor of two in the share, which is then
+    small, and of √2 in the edge.
 
     Examples
     --------

@@ -20,7 +20,7 @@ PRECISIONS = ("bfloat16", "float16", "float32", "float64")  # the coarsest first
 _UNITS = (2.0**-149, 2.0**127)  # the powers of two that float32 holds
 _FLAT = 2.0**-16  # below, the spacing of float16 is nowhere finer than bfloat16's
 _OCTAVES = 20  # of the base, from the largest on, that are told apart; the rest is one
-_EXPECTED = 10.0  # changes, of which a row holds none by chance once in 20 000 cases
+_EXPECTED = 10.0  # changes, of which a row holds none by chance in one of 20 000 cases
 _SEEN = 2.0**-50  # of the largest number: below, float32 can hold no squares of a difference
 
 
@@ -121,13 +121,18 @@ class Pair:
         Whether the update of a row without a change lay in a dead zone cannot be told, unless
         the other rows, octave by octave of the base, change so often that it would have.
         """
-        spacing = by_rows(self.tuned_grid.spacing, self.base)
-        rows = _touched(self.difference, spacing)
-        columns = _touched(self.difference.T, spacing.T)
-        if rows.all() and columns.all():
+        x = self.difference
+        if x.any(0).all() and x.any(1).all():
             return self
-        tuned, base = (x[rows][:, columns] for x in (self.tuned, self.base))
+        octaves = self._octaves()
+        rows, columns = _touched(x, octaves), _touched(x.T, octaves.T)
+        tuned, base = (weight[rows][:, columns] for weight in (self.tuned, self.base))
         return Pair(tuned, base, self.tuned_grid, self.base_grid, self.unit)
+
+    def _octaves(self) -> Tensor:
+        """Return how many octaves of spacings each number of the base is below the largest."""
+        exponents = by_rows(lambda x: torch.frexp(self.coarser(x)).exponent, self.base)
+        return exponents.neg_().add_(exponents.max()).clamp_max_(_OCTAVES - 1)
 
     def coarser(self, base: Tensor) -> Tensor:
         """Return the spacing of some numbers of the base in the coarser of the two grids."""
@@ -146,26 +151,24 @@ class Pair:
         )
 
 
-def _touched(difference: Tensor, spacing: Tensor) -> Tensor:
-    """Return which rows an update can have touched; all where no entry differs."""
-    changes = difference.count_nonzero(1)
-    if changes.all() or not changes.any():
-        return torch.ones_like(changes, dtype=torch.bool)
-    changed = changes > 0
-    entries, hits = _by_octave(difference, spacing)
-    rates = hits.sum(0) / entries[changed].sum(0).clamp_min(1)
+def _touched(difference: Tensor, octaves: Tensor) -> Tensor:
+    """Return which rows an update can have touched."""
+    changed = difference.any(1)
+    if changed.all():
+        return changed
+    entries, changes = _by_octave(difference, octaves)
+    rates = changes.sum(0) / entries[changed].sum(0).clamp_min(1)
     return changed | (entries @ rates < _EXPECTED)
 
 
-def _by_octave(difference: Tensor, spacing: Tensor) -> tuple[Tensor, Tensor]:
+def _by_octave(difference: Tensor, octaves: Tensor) -> tuple[Tensor, Tensor]:
     """Return the numbers of entries, and of those that differ, by row and octave."""
-    highest = spacing.max()
-    entries, hits = (spacing.new_zeros(len(spacing), _OCTAVES) for _ in range(2))
-    for part in cached_rows(spacing):
-        octaves = (highest / spacing[part]).log2_().clamp_max_(_OCTAVES - 1).long()
-        entries[part].scatter_add_(1, octaves, torch.ones_like(spacing[part]))
-        hits[part].scatter_add_(1, octaves, (difference[part] != 0).float())
-    return entries, hits
+    entries, changes = (octaves.new_zeros(len(octaves), _OCTAVES) for _ in range(2))
+    for part in cached_rows(octaves):
+        octave, differs = octaves[part].long(), (difference[part] != 0).float()
+        entries[part].scatter_add_(1, octave, torch.ones_like(differs))
+        changes[part].scatter_add_(1, octave, differs)
+    return entries, changes
 
 
 def _scaled(weight: Tensor, unit: float) -> Tensor:
