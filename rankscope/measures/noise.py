@@ -126,7 +126,9 @@ def storage_noise(
     tails or a few strong columns, come out nearer to the truth that way than as even ones.
 
     *Limits.* Some hundred changed entries are needed to tell a sparse update from a dead zone;
-    where acts about as near disagree, share or gain is NaN. An update of full rank that dwarfs
+    where acts about as near disagree, share or gain is NaN. The gain is called 1 wherever the
+    base lies not on the grid; that of a bfloat16 file tuned from a float16 one is above it for
+    small updates, 1.1 to 1.2 at ``‖ΔW‖ / ‖W‖`` of 3e-4. An update of full rank that dwarfs
     the rounding leaves the way open, and with it a factor of two in the share, which is then
     small, and of √2 in the edge.
 
