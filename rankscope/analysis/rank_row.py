@@ -215,8 +215,8 @@ def _noise_affected(ranks: dict[str, Any], s: Tensor, above: int, share: float) 
     """Return the measures that tell of the storage as much as of the update.
 
     The numerical rank where it counts any direction of the noise, energy ranks whose missing
-    energy is less than the noise's, and other ranks that the directions above the noise alone
-    would halve.
+    energy is less than the noise's, or may be, and other ranks that the directions above the
+    noise alone would halve.
     """
     count = ranks["numerical_rank"]
     counted = ["numerical_rank"] if count is not None and above < count else []
@@ -225,4 +225,4 @@ def _noise_affected(ranks: dict[str, Any], s: Tensor, above: int, share: float) 
         for name, measure in _RATIOS.items()
         if not above or 2 * measure(s[:above]) < ranks[name]
     ]
-    return counted + halved + [name for name, kept in _ENERGIES.items() if share > 1 - kept]
+    return counted + halved + [name for name, kept in _ENERGIES.items() if not share <= 1 - kept]

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rankscope.errors import UpdateError
-from rankscope.linalg.blocks import by_rows
+from rankscope.linalg.blocks import by_rows, cached_rows
 from rankscope.linalg.rounding import Grid
 
 __all__ = ["PRECISIONS", "Pair", "stored_precision"]
@@ -19,6 +19,8 @@ __all__ = ["PRECISIONS", "Pair", "stored_precision"]
 PRECISIONS = ("bfloat16", "float16", "float32", "float64")  # the coarsest first
 _UNITS = (2.0**-149, 2.0**127)  # the powers of two that float32 holds
 _FLAT = 2.0**-16  # below, the spacing of float16 is nowhere finer than bfloat16's
+_OCTAVES = 20  # of the base, from the largest on, that are told apart; the rest is one
+_EXPECTED = 10.0  # changes, of which a row holds none by chance in one of 20 000 cases
 _SEEN = 2.0**-50  # of the largest number: below, float32 can hold no squares of a difference
 
 
@@ -113,6 +115,29 @@ class Pair:
         away = by_rows(lambda base: self.tuned_grid.rounded(base).sub_(base), self.base)
         return int(away.count_nonzero()) < 0.01 * away.numel()
 
+    def touched(self) -> Pair:
+        """Return the rows and columns that an update can have touched.
+
+        Whether the update of a row without a change lay in a dead zone cannot be told, unless
+        the other rows, octave by octave of the base, change so often that it would have.
+        """
+        x = self.difference
+        if x.any(0).all() and x.any(1).all():
+            return self
+        octaves = self._octaves()
+        rows, columns = _touched(x, octaves), _touched(x.T, octaves.T)
+        tuned, base = (weight[rows][:, columns] for weight in (self.tuned, self.base))
+        return Pair(tuned, base, self.tuned_grid, self.base_grid, self.unit)
+
+    def _octaves(self) -> Tensor:
+        """Return how many octaves of spacings each number of the base is below the largest."""
+        exponents = by_rows(lambda x: torch.frexp(self.coarser(x)).exponent, self.base)
+        return exponents.neg_().add_(exponents.max()).clamp_max_(_OCTAVES - 1)
+
+    def coarser(self, base: Tensor) -> Tensor:
+        """Return the spacing of some numbers of the base in the coarser of the two grids."""
+        return torch.maximum(self.base_grid.spacing(base), self.tuned_grid.spacing(base))
+
     def deviation(self, both: bool) -> Tensor:
         """Return the standard deviation of the rounding in every entry of the difference."""
         if not both:
@@ -124,6 +149,26 @@ class Pair:
             self.tuned,
             self.base,
         )
+
+
+def _touched(difference: Tensor, octaves: Tensor) -> Tensor:
+    """Return which rows an update can have touched."""
+    changed = difference.any(1)
+    if changed.all():
+        return changed
+    entries, changes = _by_octave(difference, octaves)
+    rates = changes.sum(0) / entries[changed].sum(0).clamp_min(1)
+    return changed | (entries @ rates < _EXPECTED)
+
+
+def _by_octave(difference: Tensor, octaves: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the numbers of entries, and of those that differ, by row and octave."""
+    entries, changes = (octaves.new_zeros(len(octaves), _OCTAVES) for _ in range(2))
+    for part in cached_rows(octaves):
+        octave, differs = octaves[part].long(), (difference[part] != 0).float()
+        entries[part].scatter_add_(1, octave, torch.ones_like(differs))
+        changes[part].scatter_add_(1, octave, differs)
+    return entries, changes
 
 
 def _scaled(weight: Tensor, unit: float) -> Tensor:
