@@ -90,7 +90,9 @@ def _column(table: pd.DataFrame, name: str) -> list[str]:
 
 def _cells(table: pd.DataFrame, name: str) -> list[str]:
     tiny = "<1e-300" if name in _PROBABILITIES else None  # 0 is what is too small for a float
-    return [tiny if tiny and cell == 0 else _cell(cell) for cell in table[name]]
+    return [
+        tiny if tiny and cell is not pd.NA and cell == 0 else _cell(cell) for cell in table[name]
+    ]
 
 
 def _parts(columns: list[list[str]], shared: int, width: int | None) -> Iterator[list[list[str]]]:

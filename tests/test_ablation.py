@@ -432,3 +432,14 @@ def test_a_gpt2_takes_them_as_peft_merges_them(kind, tmp_path):
     assert not taken.unexpected_keys
     assert len(weights) == 2 * 4
     assert_close(dict(fresh.state_dict()), dict(merged), atol=1e-6, rtol=0)
+
+
+def test_an_output_of_one_number_shares_nothing_beyond_chance(rng):
+    base = {"score.weight": gaussian(1, 12, rng=rng), "q.weight": gaussian(12, 12, rng=rng)}
+    one, two = (
+        {name: weight + gaussian(*weight.shape, rng=rng) for name, weight in base.items()}
+        for _ in range(2)
+    )
+    result = truncate(one, base=base, other=two, directions="shared", side="left")
+    assert not result.failures
+    assert result.table.set_index("module").directions["score"] == 0

@@ -155,6 +155,9 @@ def test_of_many_cells_the_means_that_are_drawn_stand_beside_a_figure(
     monkeypatch.setattr("rankscope.results.similarity.MOST_CELLS", 10)
     a, b = adapters[:2]
     run("similarity", a, b, "-o", tmp_path / "x.svg", "-q")
+    assert "module" in pd.read_csv(tmp_path / "x.csv")  # four are drawn one by one
+    monkeypatch.setattr("rankscope.plots.panels.AUTO_MODULES", 3)
+    run("similarity", a, b, "-o", tmp_path / "x.svg", "-q")
     means = pd.read_csv(tmp_path / "x.csv").set_index(["side", "panel", "i", "j"])
     about = json.loads((tmp_path / "x.json").read_text())
     assert {"p_full", "cosines"} <= set(about["rows"][0])

@@ -132,3 +132,5 @@ def test_one_source_that_cannot_be_read_costs_no_other(data, tmp_path):
     assert [failure["module"] for failure in result.failures] == [str(nothing)]
     with pytest.raises(SourceError, match="cannot open"):
         rs.info(nothing, nothing)
+    broken = {"x.lora_A.weight": torch.ones(2, 9)}
+    assert len(rs.info(broken, dict(broken), data / "base").failures) == 2

@@ -129,10 +129,11 @@ class TestOtherLayers:
             np.testing.assert_array_equal(one, two)
 
     def test_modules_without_a_layer_have_none(self, rng):
-        table = rs.similarity(
+        result = rs.similarity(
             *(peft_tensors(["x.a", "x.b"], 2, rng) for _ in range(2)), shuffle=True
-        ).table
-        assert table.p_shuffled.isna().all()
+        )
+        assert result.table.p_shuffled.isna().all()
+        assert any("2 modules have no other layer" in note for note in result.notes)
 
 
 class TestMeasures:

@@ -128,9 +128,14 @@ def shuffle_notes(
                 "sources would test that alone, so p_shuffled is undefined"
             )
         elif shared.shape[1] < any_module:
+            tested = (
+                "of the {} of {} that all their sources update"
+                if len(shared.columns)
+                else ("undefined")
+            )
             notes.append(
-                f"groups {one} and {other} do not update the same modules: p_shuffled is of the "
-                f"{shared.shape[1]} of {any_module} that all their sources update"
+                f"groups {one} and {other} do not update the same modules: p_shuffled is "
+                + tested.format(shared.shape[1], any_module)
             )
     return notes
 

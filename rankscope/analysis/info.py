@@ -79,16 +79,17 @@ def info(
     [['peft', 1, 2, 2.0]]
     """
     opened_base = None if base is None else open_source(base, allow_pickle=allow_pickle)
-    read, errors = [], {}
+    read, failures, first = [], [], None
     for source in sources:
         try:
             one = open_source(source, allow_pickle=allow_pickle)
             read.append(_read(one, opened_base, alpha, split))
         except RankscopeError as error:
             name = source if isinstance(source, str | PathLike) else type(source).__name__
-            errors[str(name)] = error
-    if errors and not read:
-        raise next(iter(errors.values()))
+            failures.append({"module": str(name), **error.parts()})
+            first = first or error
+    if first is not None and not read:
+        raise first
     inputs = [record for one in read for record in one.updates.inputs]
     return InfoResult(
         table=pd.DataFrame([_row(one) for one in read]),
@@ -96,7 +97,7 @@ def info(
             "info", {"sources": inputs}, {"alpha": alpha, "split": split}, "cpu"
         ),
         notes=tuple(note for one in read for note in _notes(one)),
-        failures=tuple({"module": name, **error.parts()} for name, error in errors.items()),
+        failures=tuple(failures),
         modules=_listed(_modules, read) if modules else None,
         tensors=_listed(_tensors, read) if tensors else None,
         metadata={one.opened.label: _metadata(one) for one in read} if metadata else None,

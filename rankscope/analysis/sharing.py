@@ -53,7 +53,7 @@ class Sharing:
     def basis(self, module: str, update: Update, side: Side) -> Tensor:
         """Return the directions of one module that its partner has too, orthonormal columns.
 
-        None where the other set does not update the module.
+        Without a column where the other set does not update the module.
 
         Raises
         ------
@@ -95,6 +95,8 @@ def _shared(update: Update, other: Update, side: Side) -> Tensor:
     that any choice would let meet, only as many are compared as leave them free.
     """
     d = _dimension(update, side)
+    if d < 2:  # of one dimension all share all
+        return torch.zeros(d, 0, dtype=torch.float64)
     one, two = (_compared(u, side, d // 2) for u in (update, other))
     if one.shape[1] + two.shape[1] > d:
         one, two = (basis[:, : d // 2] for basis in (one, two))

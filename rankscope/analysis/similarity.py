@@ -215,6 +215,7 @@ def similarity_study(
         for role, sets in roles.items()
         if sets
     }
+    layers = other_layers(a, b, pairing, seed) if shuffle else {}
     about = {
         "provenance": provenance("similarity", inputs, said, device),
         "notes": [
@@ -223,13 +224,13 @@ def similarity_study(
             *_same_note(a, b),
             *(_cut_note(names[0], a) if max_i is None else ()),
             *(_cut_note(names[1], b) if max_j is None else ()),
+            *_layers_note(layers),
         ],
         "names": list(names),
         "unmatched_a": list(pairing.unmatched_a),
         "unmatched_b": list(pairing.unmatched_b),
     }
     beside = references(a, ((role, one) for role, sets in roles.items() for one in sets))
-    layers = other_layers(a, b, pairing, seed) if shuffle else {}
     return Study(
         "similarity", _tasks(a, b, pairing, options, beside, layers, device), about, finish
     )
@@ -261,6 +262,12 @@ def _named_notes(sets: Iterable[tuple[str, UpdateSet]]) -> list[str]:
 def _same_note(a: UpdateSet, b: UpdateSet) -> Iterator[str]:
     if a.inputs and a.inputs == b.inputs:
         yield "A and B are the same files: every similarity is that of an update with itself"
+
+
+def _layers_note(layers: Mapping[str, Others]) -> Iterator[str]:
+    alone = sum(not others.modules for others in layers.values())
+    if alone:
+        yield f"{alone} modules have no other layer of their kind and size to be shuffled with"
 
 
 def _cut_note(name: str, updates: UpdateSet) -> Iterator[str]:

@@ -258,7 +258,7 @@ def cut_down(
 
 
 def _method(update: Update, k: int | None, size: Size) -> Method | None:
-    """Return the quickest method that is exact enough: the energy kept is off by 1e-8 at most.
+    """Return the quickest method that is exact enough: the energy kept is off by about 1e-8.
 
     That is the square of the sine by which the directions are off, and what all directions hold
     at most that `Gram` cannot tell from round-off. An energy of 1 asks for those as well.

@@ -191,7 +191,7 @@ def _rest(runs: Runs, pairs: Sequence[Pair], kind: str, claim: str, statistic: s
         n=len(pairs),
         unit="pairs of runs",
         seeds=_seeds(runs, pairs),
-        says=f"{_mean(each):.2f} a layer, the first among them, pairs from {min(each):.2f} to "
+        says=f"{_mean(each):.2f} a layer, the first counted too, pairs from {min(each):.2f} to "
         f"{max(each):.2f}, beyond a cosine of {_edge(_rows(runs, pairs[0], kind)):.2f}; near "
         f"chance means at most {ONE}, and controls that were not trained have {control:.2f}. The "
         "rule before a review, φ of the others less than a tenth of the way from chance to "

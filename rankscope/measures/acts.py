@@ -23,6 +23,9 @@ _CHANCE = 100.0  # a difference of distances that chance leads to where few entr
 _NEARER = 2.0  # times, that a support of less than all must be
 _AGREED = 0.2  # the most by which two numbers differ that tell a reader the same
 _SPARSE = 0.8  # supports above that are no other answer: spikes in an update look like that
+# So few changed entries, and of 400 times as many, do not tell a sparse update from a dead
+# zone.
+_FEW, _THIN = 1000, 400
 _DOMINANT = 9.0  # ‖ΔW‖² in floors, above which its leading directions are taken off before that
 
 
@@ -45,11 +48,14 @@ def likelier(pair: Pair, found: Leading, seed: int) -> Act:
     """Act out both ways and return the one that is nearer to what is seen.
 
     An update of every entry is the answer where it explains what is seen, or nearly as well as
-    one of a part of them. Otherwise share or gain is NaN where acts about as near disagree.
+    one of a part of them. Otherwise share or gain is NaN where acts about as near disagree, and
+    both are where very few entries changed.
     """
     acts = _Sample(pair, found, _certain(pair, found), seed).acts()
     if acts[0].distance < _EXPLAINED:
         return acts[0]
+    if pair.changed < min(_FEW, pair.base.numel() / _THIN):
+        return replace(acts[0], gain=math.nan, share=math.nan)
     others = _SparseSample(pair, found, seed).acts()
     best, other = acts[0], others[0]
     if other.support < _SPARSE and _NEARER * other.distance < best.distance:

@@ -124,7 +124,9 @@ class SimilarityResult(Result):
 
     def beside_figure(self) -> pd.DataFrame:
         """Return every cell, or where those are many the means by kind that the figure draws."""
-        if sum(grid.size for grid in self.table.phi) <= MOST_CELLS:
+        panels = import_module("rankscope.plots.panels")
+        single = self.table.module.nunique() <= panels.AUTO_MODULES  # drawn one by one
+        if single or sum(grid.size for grid in self.table.phi) <= MOST_CELLS:
             return self.long()
         cells: pd.DataFrame = import_module("rankscope.plots").drawn_cells(self.table, self.random)
         return cells
