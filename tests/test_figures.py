@@ -246,3 +246,20 @@ def test_styled_bytes_are_the_same_in_every_process():
         for _ in range(2)
     )
     assert once == again
+
+
+def test_what_cannot_be_written_is_printed_and_reported(adapters, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    result = run("rank", adapters[0], "-o", tmp_path / "taken" / "x.json", code=1)
+    assert "layers.0.q_proj" in result.stdout
+    assert "cannot write the output" in result.stderr
+
+
+def test_a_probability_too_small_for_a_float_is_no_zero(adapters, tmp_path):
+    names = [tmp_path / f"x{suffix}" for suffix in (".md", ".tex", ".html")]
+    outputs = [part for name in names for part in ("-o", name)]
+    run("similarity", adapters[0], adapters[0], *outputs, "-q")
+    text, latex, _ = (name.read_text() for name in names)
+    assert "| <1e-300 |" in text
+    assert r"\textless{}1e-300" in latex
+    assert "&lt;1e-300" in rs.similarity(adapters[0], adapters[0])._repr_html_()

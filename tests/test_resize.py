@@ -427,6 +427,15 @@ class TestPeft:
         assert result.table.rank_after[0] == 4
 
 
+def test_fused_projections_of_early_peft(real, tmp_path):
+    updates = rs.open_updates(real / "bloom" / "peft-merged-linear").select(layer=0)
+    rs.resize(updates, rank=4).save(tmp_path / "out")
+    (again,) = rs.open_updates(tmp_path / "out").items()
+    assert again[0] in updates.names
+    nearest = truncated(updates[again[0]].dense(), 4)
+    assert torch.linalg.norm(again[1].dense() - nearest) <= 1e-6 * again[1].norm()
+
+
 class TestExtract:
     def test_outputs_come_nearer_with_the_rank(self, data):
         base, tuned = (load_model(data / name).eval() for name in ("base", "sql-full"))

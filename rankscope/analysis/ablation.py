@@ -146,9 +146,8 @@ def truncate(
         ``first``: the first k singular directions. ``shared``: the directions that `other` has
         too, those of ΔW's principal vectors whose cosine chance does not explain. ``intruder``:
         those among the first k of W + ΔW that no direction of W resembles, as `intruders` counts
-        them. ``noise``: those
-        beyond what rises above the rounding of the storage, or, where that is not known, above
-        the bulk of a dense update.
+        them. ``noise``: those beyond what rises above the rounding of the storage, or, where
+        that is not known, above the bulk of a dense update.
     k : int, optional
         Needed for ``first``; 10 for ``intruder`` unless given.
     remove : bool

@@ -15,6 +15,7 @@ from rankscope.analysis.costs import cost
 from rankscope.analysis.devices import resolve_device
 from rankscope.analysis.engine import How, Row, Study, Task, run
 from rankscope.analysis.groups import Groups, checked_groups, group_table, shuffle_notes
+from rankscope.analysis.overlap import at_least_one
 from rankscope.analysis.selection import opened
 from rankscope.analysis.series import series_table
 from rankscope.analysis.stacks import MEASURES, Stack, joint_interference, pair_rows, whole_cosines
@@ -151,7 +152,7 @@ def compare_study(
 ) -> Study:
     """Return what `compare` does, module by module."""
     _two_or_more(len(sets))
-    options, device = _Options(_at_least_one(k), _known(measures)), resolve_device(device)
+    options, device = _Options(at_least_one("k", k), _known(measures)), resolve_device(device)
     groups = checked_groups(groups or {}, list(sets))
     found = aligned(sets)
     sets = found.sets
@@ -243,18 +244,6 @@ def _known(measures: Sequence[str]) -> tuple[str, ...]:
             fix="choose among these",
         )
     return tuple(dict.fromkeys(measures))
-
-
-def _at_least_one(k: int | None) -> int | None:
-    if k is not None and k < 1:
-        raise UpdateError(
-            "no direction was asked for",
-            where="k",
-            expected="at least 1",
-            got=str(k),
-            fix="leave k out for all directions",
-        )
-    return k
 
 
 def _two_or_more(count: int) -> None:

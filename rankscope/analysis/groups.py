@@ -128,14 +128,10 @@ def shuffle_notes(
                 "sources would test that alone, so p_shuffled is undefined"
             )
         elif shared.shape[1] < any_module:
-            tested = (
-                "of the {} of {} that all their sources update"
-                if len(shared.columns)
-                else ("undefined")
-            )
+            tested = f"is of the {shared.shape[1]} of {any_module} that all their sources update"
             notes.append(
-                f"groups {one} and {other} do not update the same modules: p_shuffled is "
-                + tested.format(shared.shape[1], any_module)
+                f"groups {one} and {other} do not update the same modules: p_shuffled "
+                + (tested if shared.shape[1] else "is undefined, for none is common to all")
             )
     return notes
 

@@ -32,6 +32,7 @@ __all__ = [
     "Measured",
     "Options",
     "Side",
+    "at_least_one",
     "check_shapes",
     "checked_options",
     "compared",
@@ -81,8 +82,8 @@ def checked_options(
     return Options(
         _choice("side", side, SIDES),
         _choice("vectors", vectors, {"delta": "delta", "factor": "factor"}),
-        _at_least_one("max_i", max_i),
-        _at_least_one("max_j", max_j),
+        at_least_one("similarity(max_i=…)", max_i),
+        at_least_one("similarity(max_j=…)", max_j),
         _further(measures, vectors),
         seed,
     )
@@ -268,11 +269,12 @@ def _further(measures: Sequence[str], vectors: str) -> tuple[str, ...]:
     return further
 
 
-def _at_least_one(name: str, value: int | None) -> int | None:
+def at_least_one(where: str, value: int | None) -> int | None:
+    """Return a number of directions, None for all of them; raise where it is below 1."""
     if value is not None and value < 1:
         raise UpdateError(
             "no direction was asked for",
-            where=f"similarity({name}=…)",
+            where=where,
             expected="a number of at least 1",
             got=str(value),
             fix="leave it out for all directions",

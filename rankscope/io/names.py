@@ -63,6 +63,9 @@ _FLAT_KINDS = [(kind, re.compile(rf"_(?:{_flattened(names)})$")) for kind, names
 
 # What the slice of a fused projection, and of a head, is called behind the projection's name.
 _SLICE = re.compile(r"(\.(q|k|v|gate|up))?(\[head \d+\])?$")
+_UNET = re.compile(
+    r"(?:^|[._])(?:(?:down|up)_blocks|mid_block|(?:input|output)_blocks|middle_block)[._]"
+)
 _EXPERT = re.compile(r"(?:^|[._])experts\.([0-9]{1,9})\.|\[([0-9]{1,9})\](?:\.\w+)?$")
 # Segments of paths that lead to one model of several.
 TOWER = re.compile(
@@ -90,11 +93,6 @@ def kind_of(module: str) -> str:
         if pattern.search(module):
             return kind
     return "other"
-
-
-_UNET = re.compile(
-    r"(?:^|[._])(?:(?:down|up)_blocks|mid_block|(?:input|output)_blocks|middle_block)[._]"
-)
 
 
 def layer_of(module: str) -> int | None:
